@@ -1,0 +1,3 @@
+from surogate_core.cli.main import main
+
+main()
