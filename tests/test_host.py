@@ -1,4 +1,5 @@
-"""Plugins that load, plugins that do not, and plugins that collide. Entry points come from distributions laid out in a directory."""
+"""Plugins that load, plugins that do not, and plugins that collide. Entry points come from distributions laid out in a
+directory."""
 
 from __future__ import annotations
 

@@ -21,8 +21,8 @@ ADAPTER_SEED = 0x5EED
 
 @frozen(kw_only=True)
 class Trainee:
-    """The model of a run. ``adapters`` maps site names to adapter modules, empty when all weights are trained; ``computes`` holds the
-    recipe's modules, whose buffers are part of the state."""
+    """The model of a run. ``adapters`` maps site names to adapter modules, empty when all weights are trained; ``computes`` holds
+    the recipe's modules, whose buffers are part of the state."""
 
     model: nn.Module
     adapters: Mapping[str, nn.Module]
