@@ -169,7 +169,8 @@ class Session:
     def _rehearse(self, write: Callable[[Path], None], trainee: Trainee, optimizer: OptimizerState) -> None:
         """After the first step: save into a directory of its own, read everything back, compare, remove it again."""
         place = self.checkpoints.root / ".rehearsal"
-        durable.remove_tree(place)
+        if place.exists():  # left by a process that died here
+            durable.remove_tree(place)
         path = Checkpoints(place, 1).save(1, write, {})
         read(path).verify()
         rehearse(path, optimizer, trainee)
