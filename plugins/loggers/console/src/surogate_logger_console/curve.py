@@ -54,7 +54,8 @@ def draw(curve: Curve) -> str:
     span = max(1, last - first)
 
     def column(step: int) -> int:
-        return min(WIDTH - 1, max(0, (step - first) * (WIDTH - 1) // span))
+        place = (step - first) * (WIDTH - 1) // span if span < WIDTH else (step - first) * WIDTH // (span + 1)
+        return min(WIDTH - 1, max(0, place))
 
     sums: dict[int, tuple[float, int]] = {}
     for step, loss in curve.train:

@@ -114,7 +114,7 @@ def summary(end: Mapping[str, Any], first_loss: float | None) -> list[str]:
     if isinstance(spent, Mapping) and spent:
         parts = ", ".join(f"{phase} {duration(seconds)}" for phase, seconds in spent.items())
         lines.append(f"{'time':<13}{duration(sum(spent.values()))}: {parts}")
-    elif spent is not None:
+    elif isinstance(spent, (int, float)):
         lines.append(f"{'time':<13}{duration(spent)}")
     lines += [f"{label:<13}{end[key]}" for label, key in (("output", "output_dir"), ("checkpoint", "checkpoint")) if end.get(key)]
     lines += [f"{'next':<13}{command}" for command in end.get("next") or ()]
