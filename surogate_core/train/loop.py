@@ -45,6 +45,7 @@ class Progress:
     best_loss: float | None = None
     best_step: int | None = None
     lr_scale: float = 1.0
+    tokens_here: int = field(default=0, metadata={"state": False})
     first_step_at: float | None = field(default=None, metadata={"state": False})
     seconds: dict[str, float] = field(
         factory=lambda: {"data": 0.0, "compute": 0.0, "eval": 0.0, "save": 0.0}, metadata={"state": False}
@@ -157,6 +158,7 @@ def _finish(job: Job, progress: Progress, done: Pending) -> str | None:
     loss, norm = float(done.loss), float(done.norm)
     progress.first_step_at = progress.first_step_at or time.monotonic()
     progress.tokens += done.step.tokens
+    progress.tokens_here += done.step.tokens
     progress.trained += done.step.trained
     progress.loss = loss
     if not torch.isfinite(done.loss + done.norm):
