@@ -11,10 +11,10 @@ import numpy as np
 from attrs import define, field, frozen
 
 from surogate_core.config.options import CoreOptions, DatasetOptions
-from surogate_core.data.templates import apply_template
 from surogate_core.data.corpus import Corpus, Sources, cut, hold_out
 from surogate_core.data.ledger import Ledger
 from surogate_core.data.read import open_source
+from surogate_core.data.templates import apply_template
 from surogate_core.data.tokenise import Encoded, Job, encode
 from surogate_core.errors import DataError
 

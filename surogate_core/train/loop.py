@@ -54,7 +54,7 @@ class Progress:
 
 @frozen(kw_only=True)
 class Job:
-    """What the loop works on. ``save(progress, last)`` writes a checkpoint; ``stop()`` names the reason to end early, or is None;
+    """What the loop works on. ``epochs`` is where the data end (None: ``total`` steps, whatever the epoch). ``save(progress, last)`` writes a checkpoint; ``stop()`` names the reason to end early, or is None;
     ``save_now()`` is true once when the user asked for a checkpoint; ``tell(hook, record)`` logs a record and asks observers."""
 
     core: CoreOptions
@@ -66,6 +66,7 @@ class Job:
     train: Batches
     validation: Batches | None
     total: int
+    epochs: int | None
     save: Callable[[Progress, bool], None]
     stop: Callable[[], str | None]
     save_now: Callable[[], bool]
@@ -126,7 +127,7 @@ def train(job: Job, progress: Progress) -> str | None:
     started = time.monotonic()
     while progress.step < job.total and reason is None:
         index = progress.step
-        step = job.train.step(index)
+        step = job.train.step(index, job.epochs)
         progress.seconds["data"] += time.monotonic() - started
         lr = learning_rate(job.core, job.schedule, index, job.total) * progress.lr_scale
         lr_device.fill_(lr)

@@ -18,8 +18,8 @@ from surogate_core.host import Host, load_host
 
 @frozen(kw_only=True)
 class Summary:
-    """How a run ended. Losses are means per token in nats; ``seconds`` is the time split of this process, ``first_step`` the seconds
-    from the command to the end of its first step; ``tokens`` counts the whole run, ``tokens_per_s`` is of this process."""
+    """How a run ended. Losses are means per token in nats; ``tokens`` counts the whole run. Of this process alone: ``seconds``, the
+    time split; ``first_step``, the seconds from the command to the end of its first step; ``tokens_per_s``."""
 
     steps: int
     total_steps: int

@@ -149,6 +149,7 @@ class Session:
             train=training,
             validation=validation,
             total=total,
+            epochs=self.core.num_epochs if self.core.max_steps < 0 else None,
             save=save,
             stop=lambda: self.stop.requested,
             save_now=self.stop.save_now,

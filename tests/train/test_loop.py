@@ -66,7 +66,7 @@ def by_hand(directory: Path) -> tuple[float, dict[str, torch.Tensor]]:
         total = total + (F.cross_entropy(logits, ids[1:], reduction="none") * weights).sum()
         weight += float(weights.sum())
     (total / weight).backward()
-    return float(total / weight), {name: parameter.grad for name, parameter in model.named_parameters()}
+    return float(total.detach() / weight), {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
 @pytest.mark.parametrize(("batch", "accumulation"), [(8, 1), (4, 2), (1, 8)])
@@ -85,7 +85,7 @@ def test_norm_is_the_one_before_clipping() -> None:
     assert float(clip(parameters, 1.0)) == pytest.approx(4.0)
     assert float(clip(parameters, 0.0)) == pytest.approx(1.0)
     assert float(clip(parameters, 0.5)) == pytest.approx(1.0)
-    assert float(clip(parameters, 0.0)) == pytest.approx(0.5)
+    assert float(clip(parameters, 0.0)) == pytest.approx(0.5, rel=1e-5)
 
 
 def test_context_of_a_plugin_has_the_core_options() -> None:
