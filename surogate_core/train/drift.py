@@ -43,9 +43,7 @@ def check(saved: Mapping[str, Any], directory: Path, config: Config, host: Host,
     then = json.loads((directory / "surogate.json").read_text())
     now = redact(config.resolved())
     loggers = host.offers("loggers").values()
-    exempt = CANNOT_CHANGE_THE_RESULT | {
-        field.name for offer in loggers if offer.options for field in attrs.fields(offer.options)
-    }
+    exempt = CANNOT_CHANGE_THE_RESULT | {field.name for offer in loggers if offer.options for field in attrs.fields(offer.options)}
     differences = [
         (key, then.get(key), now.get(key))
         for key in sorted(then.keys() | now.keys())
@@ -57,7 +55,9 @@ def check(saved: Mapping[str, Any], directory: Path, config: Config, host: Host,
         versions = before.get("plugins", {}).get(name), after["plugins"].get(name)
         if name not in logging and versions[0] != versions[1] and _takes_part(name, host, config):
             differences.append((f"plugin {name}", *versions))
-    differences += [(name, before.get(name), after[name]) for name in ("torch", "threads", "data") if before.get(name) != after[name]]
+    differences += [
+        (name, before.get(name), after[name]) for name in ("torch", "threads", "data") if before.get(name) != after[name]
+    ]
     lines = [f"{name}: {_short(old)} in the checkpoint, {_short(new)} now" for name, old, new in differences]
     if lines and not allow:
         how = "restore the old values, or continue all the same with --allow-drift, or start over with --fresh"
