@@ -11,10 +11,10 @@ import numpy as np
 from attrs import define, field, frozen
 
 from surogate_core.config.options import CoreOptions, DatasetOptions
-from surogate_core.data.templates import apply_template
 from surogate_core.data.corpus import Corpus, Sources, cut, hold_out
 from surogate_core.data.ledger import Ledger
 from surogate_core.data.read import open_source
+from surogate_core.data.templates import apply_template
 from surogate_core.data.tokenise import Encoded, Job, encode
 from surogate_core.errors import DataError
 
@@ -118,7 +118,8 @@ class Gathered:
     def _place(self, sample: Encoded, first_file: int, overlong: str, core: CoreOptions, ledger: Ledger) -> str:
         """Place one sample; returns its fate, or the reason why it is dropped."""
         tokens, weights = sample.tokens, sample.weights
-        assert tokens is not None and weights is not None
+        assert tokens is not None
+        assert weights is not None
         ledger.tokens_read += len(tokens)
         kind = self.kinds[sample.kind]
         kind[0] += 1
