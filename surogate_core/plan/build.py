@@ -1,0 +1,141 @@
+"""Making a plan: resolve offers, build the model on the meta device, let every chosen offer claim sites, collect all problems."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from surogate_core.config import Config
+from surogate_core.contracts import Adapter, Context, Recipe, Site
+from surogate_core.errors import PlanError, Problem
+from surogate_core.host import Host, attributed
+from surogate_core.offers import Offer, Owner, capability
+from surogate_core.plan.figures import count
+from surogate_core.plan.record import Plan, Slots
+
+
+def make_plan(config: Config, host: Host) -> Plan:
+    """The plan of this configuration. Imports torch and reads the model's config.json, nothing else.
+
+    Raises PlanError with every problem found, ModelError when the model cannot be planned.
+    """
+    import torch
+
+    from surogate_core import model as models
+
+    core = config.core
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    context = Context(config=core, device=device)
+    chosen = {
+        "recipes": host.offer("recipes", core.recipe),
+        "optimizers": host.offer("optimizers", core.optimizer),
+        "schedules": host.offer("schedules", core.lr_scheduler_type),
+        "parallelisms": host.offer("parallelisms", "single"),
+    }
+    if core.lora:
+        chosen["adapters"] = host.offer("adapters", core.adapter)
+    problems = [problem for offer in chosen.values() if (problem := _lacks(offer, device))]
+    if problems:
+        raise PlanError(problems)
+    built = {kind: _build(offer, config, context) for kind, offer in chosen.items()}
+    recipe, adapter, optimizer = built["recipes"], built.get("adapters"), built["optimizers"]
+
+    hf_config = models.read_config(core)
+    skeleton = models.skeleton(hf_config, core)
+    sites = models.list_sites(skeleton)
+    core_owner = host.offers("parallelisms")["single"].owner
+    slots = _claim(sites, recipe, adapter, chosen, core_owner)
+    figures = count(core, skeleton, sites, slots, adapter, optimizer)
+    lock = host.lock()
+    plan = Plan(
+        config=config,
+        device=device,
+        hf_config=hf_config,
+        sites=sites,
+        slots=slots,
+        recipe=recipe,
+        adapter=adapter,
+        optimizer=optimizer,
+        schedule=built["schedules"],
+        parallelism=built["parallelisms"],
+        figures=figures,
+        lock=lock,
+        fingerprint=_fingerprint(config, lock, sites),
+        notices=() if device == "cuda" else ("no GPU found: this run computes on the CPU",),
+    )
+    problems = _nothing_claimed(plan, chosen)
+    for _, answer in host.ask("check_plan", plan=plan, device=device):
+        problems.extend(answer or ())
+    if problems:
+        raise PlanError(problems)
+    return plan
+
+
+def _build(offer: Offer, config: Config, context: Context) -> Any:
+    with attributed(offer.owner, f"build of {offer.name!r}"):
+        return offer.load()(config.of(offer.options) if offer.options else None, context)
+
+
+def _lacks(offer: Offer, device: str) -> Problem | None:
+    """What the device lacks for this offer."""
+    if not offer.requires:
+        return None
+    wanted = capability(offer.requires)
+    if device != "cuda":
+        found = "no GPU"
+    else:
+        import torch
+
+        have = torch.cuda.get_device_capability()
+        if wanted is None or have >= wanted:
+            return None
+        found = f"a GPU of compute capability {have[0]}.{have[1]}"
+    return Problem(
+        f"{offer.name} needs {offer.requires}, this machine has {found}",
+        where=f"{offer.owner}",
+        how='choose another, for example recipe = "bf16", or run on a device that has it',
+    )
+
+
+def _claim(
+    sites: tuple[Site, ...], recipe: Recipe, adapter: Adapter | None, chosen: Mapping[str, Offer], core: Owner
+) -> dict[str, Slots]:
+    """Slots of every linear of the decoder blocks. Embeddings and head are never claimed: they stay in the model's dtype."""
+    slots = {}
+    for site in sites:
+        if site.kind != "linear" or site.layer is None:
+            continue
+        with attributed(chosen["recipes"].owner, "Recipe.claim"):
+            left = recipe.claim(site)
+        taken = None
+        if adapter is not None:
+            with attributed(chosen["adapters"].owner, "Adapter.claim"):
+                taken = chosen["adapters"].owner if adapter.claim(site) is None else None
+        slots[site.name] = Slots(
+            storage=core, compute=chosen["recipes"].owner if left is None else None, adapter=taken, left=left or ""
+        )
+    return slots
+
+
+def _nothing_claimed(plan: Plan, chosen: Mapping[str, Offer]) -> list[Problem]:
+    if plan.adapter is None or plan.adapted():
+        return []
+    roles = sorted({site.role for site in plan.sites if site.kind == "linear" and site.layer is not None})
+    return [
+        Problem(
+            f"adapter {chosen['adapters'].name!r} claims no layer of this model: there is nothing to train",
+            where=f"{chosen['adapters'].owner}; linear layers: {', '.join(roles) or 'none'}",
+            how="name some of these layers as targets, or set lora = false",
+        )
+    ]
+
+
+def _fingerprint(config: Config, lock: Mapping[str, str], sites: tuple[Site, ...]) -> str:
+    import torch
+
+    content = json.dumps(
+        [config.resolved(), dict(lock), torch.__version__, [[site.name, site.kind, site.shape] for site in sites]], sort_keys=True
+    )
+    return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()

@@ -1,0 +1,80 @@
+"""Counts and bytes of a run, from shapes alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from surogate_core.config.options import CoreOptions
+from surogate_core.contracts import Adapter, Optimizer, Site
+from surogate_core.plan.record import Figures, Slots
+
+if TYPE_CHECKING:
+    from torch import nn
+
+HEAD_CHUNK_BYTES = 64 << 20
+"""Order of the scratch that the chunked head and loss take; see ``model/loss.py``."""
+
+
+def count(
+    core: CoreOptions,
+    skeleton: nn.Module,
+    sites: tuple[Site, ...],
+    slots: Mapping[str, Slots],
+    adapter: Adapter | None,
+    optimizer: Optimizer,
+) -> Figures:
+    """Parameters, tokens, steps and the memory by buffer, in bytes."""
+    size = 2 if core.model_dtype == "bf16" else 4
+    parameters = [tuple(parameter.shape) for parameter in skeleton.parameters()]
+    total = sum(map(math.prod, parameters))
+    trained, trained_size = parameters, size
+    if adapter is not None:
+        trained, bytes_trained = _adapter_shapes(
+            adapter, [site for site in sites if site.name in slots and slots[site.name].adapter]
+        )
+        trained_size = bytes_trained // max(1, sum(map(math.prod, trained)))
+    trainable = sum(map(math.prod, trained))
+    rows = core.per_device_train_batch_size * core.gradient_accumulation_steps
+    tokens = core.per_device_train_batch_size * core.sequence_len
+    vocabulary = max((site.shape[0] for site in sites if site.kind in ("head", "embedding")), default=0)
+    memory = {
+        "weights": total * size,
+        **({"adapter": trainable * trained_size} if adapter is not None else {}),
+        "gradients": trainable * trained_size,
+        "optimizer": sum(optimizer.state_bytes(shape) for shape in trained),
+        "activations": tokens * size * _activation_width(sites, core.recompute),
+        "head": min(HEAD_CHUNK_BYTES, tokens * vocabulary * 8),
+    }
+    return Figures(
+        parameters=total,
+        trainable=trainable,
+        rows_per_step=rows,
+        tokens_per_step=rows * core.sequence_len,
+        steps=core.max_steps if core.max_steps >= 0 else None,
+        memory=memory,
+    )
+
+
+def _adapter_shapes(adapter: Adapter, sites: list[Site]) -> tuple[list[tuple[int, ...]], int]:
+    import torch
+
+    with torch.device("meta"):
+        parameters = [parameter for site in sites for parameter in adapter.linear(site).parameters()]
+    return [tuple(parameter.shape) for parameter in parameters], sum(p.numel() * p.element_size() for p in parameters)
+
+
+def _activation_width(sites: tuple[Site, ...], recompute: bool) -> int:
+    """Values kept per token: inputs and outputs of the linear layers of each block and two more residuals; with recompute one
+    residual a block and one block in full."""
+    blocks: dict[int, int] = {}
+    width = 0
+    for site in sites:
+        if site.layer is not None and site.kind in ("linear", "stacked_linear"):
+            blocks[site.layer] = blocks.get(site.layer, 0) + sum(site.shape[-2:])
+            width = max(width, min(site.shape[-2:]))
+    if not blocks:
+        return 0
+    full = [values + 2 * width for values in blocks.values()]
+    return len(full) * width + max(full) if recompute else sum(full)
