@@ -45,6 +45,7 @@ class Progress:
     best_loss: float | None = None
     best_step: int | None = None
     lr_scale: float = 1.0
+    tokens_here: int = field(default=0, metadata={"state": False})
     first_step_at: float | None = field(default=None, metadata={"state": False})
     seconds: dict[str, float] = field(
         factory=lambda: {"data": 0.0, "compute": 0.0, "eval": 0.0, "save": 0.0}, metadata={"state": False}
@@ -53,7 +54,7 @@ class Progress:
 
 @frozen(kw_only=True)
 class Job:
-    """What the loop works on. ``save(progress, last)`` writes a checkpoint; ``stop()`` names the reason to end early, or is None;
+    """What the loop works on. ``epochs`` is where the data end (None: ``total`` steps, whatever the epoch). ``save(progress, last)`` writes a checkpoint; ``stop()`` names the reason to end early, or is None;
     ``save_now()`` is true once when the user asked for a checkpoint; ``tell(hook, record)`` logs a record and asks observers."""
 
     core: CoreOptions
@@ -65,6 +66,7 @@ class Job:
     train: Batches
     validation: Batches | None
     total: int
+    epochs: int | None
     save: Callable[[Progress, bool], None]
     stop: Callable[[], str | None]
     save_now: Callable[[], bool]
@@ -125,7 +127,7 @@ def train(job: Job, progress: Progress) -> str | None:
     started = time.monotonic()
     while progress.step < job.total and reason is None:
         index = progress.step
-        step = job.train.step(index)
+        step = job.train.step(index, job.epochs)
         progress.seconds["data"] += time.monotonic() - started
         lr = learning_rate(job.core, job.schedule, index, job.total) * progress.lr_scale
         lr_device.fill_(lr)
@@ -157,6 +159,7 @@ def _finish(job: Job, progress: Progress, done: Pending) -> str | None:
     loss, norm = float(done.loss), float(done.norm)
     progress.first_step_at = progress.first_step_at or time.monotonic()
     progress.tokens += done.step.tokens
+    progress.tokens_here += done.step.tokens
     progress.trained += done.step.trained
     progress.loss = loss
     if not torch.isfinite(done.loss + done.norm):

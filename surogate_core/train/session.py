@@ -149,6 +149,7 @@ class Session:
             train=training,
             validation=validation,
             total=total,
+            epochs=self.core.num_epochs if self.core.max_steps < 0 else None,
             save=save,
             stop=lambda: self.stop.requested,
             save_now=self.stop.save_now,
@@ -161,7 +162,7 @@ class Session:
             self.log({"kind": "end", "step": progress.step, "failed": error.problems[0].what})
             raise
         summary = self._summary(progress, total, reason)
-        self.log({"kind": "end", "step": progress.step, **_plain(summary), "resume": resume_command(self.plan.config)})
+        self.log({"kind": "end", "step": progress.step, **_plain(summary), "next": self._next(summary)})
         if not self.stop.requested:
             self.observers.tell("run_finished", run=info, summary=_plain(summary))
         return summary
@@ -229,7 +230,7 @@ class Session:
                 "step": step,
                 "run_name": self.run_name,
                 "task": self.core.task,
-                "task_origin": self.plan.config.origins.get("task", "default"),
+                "why": self.plan.config.origins.get("task", "default").removeprefix("derived: "),
                 "model": self.core.model,
                 "model_type": self.plan.hf_config.model_type,
                 "parameters": figures.parameters,
@@ -247,7 +248,9 @@ class Session:
                 "rows": training.rows,
                 "fill": round(training.fill, 4),
                 "validation_rows": validation.rows if validation else 0,
-                "total_steps": total,
+                "steps": total,
+                "resumed": step,
+                "epochs": round(total / max(1, training.steps(1)), 2),
                 "memory": dict(figures.memory),
                 "seed": self.core.train_seed,
                 "threads": torch.get_num_threads(),
@@ -272,19 +275,29 @@ class Session:
 
     def _summary(self, progress: Progress, total: int, reason: str | None) -> Summary:
         newest = self.checkpoints.newest()
-        first = progress.first_step_at - self.started if progress.first_step_at else 0.0
         return Summary(
             steps=progress.step,
             total_steps=total,
             loss=progress.loss,
             eval_loss=progress.eval_loss,
             best_loss=progress.best_loss,
+            best_step=progress.best_step,
             tokens=progress.tokens,
+            tokens_per_s=round(progress.tokens_here / max(progress.seconds["compute"] + progress.seconds["data"], 1e-9), 1),
             output_dir=self.output_dir,
             checkpoint=newest.path if newest else None,
-            seconds={**{name: round(value, 3) for name, value in progress.seconds.items()}, "first_step": round(first, 3)},
+            seconds={name: round(value, 3) for name, value in progress.seconds.items()},
+            first_step=round(progress.first_step_at - self.started, 3) if progress.first_step_at else None,
             stopped=reason,
         )
+
+    def _next(self, summary: Summary) -> list[str]:
+        """Commands worth typing now."""
+        if summary.steps < summary.total_steps:
+            return [resume_command(self.plan.config)]
+        if "generate" not in self.host.offers("commands") or summary.checkpoint is None:
+            return []
+        return [f'surogate generate {summary.checkpoint} --prompt "Once upon a time"']
 
 
 def _plain(summary: Summary) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def build(plan: Plan, *, weights: Path | None = None, notice: Callable[[str], No
     if core.recompute:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if core.compile:
-        for layer in models.decoder_layers(model):
+        for layer in models.blocks(model)[1]:
             layer.compile()
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not trained:
