@@ -8,8 +8,8 @@ For a gradient g at step t, in float32::
 as bitsandbytes' CUDA kernel has it, weight decay last. An element whose gradient is not finite (or whose square is not) keeps its
 value and starts over with m = v = 0. Tensors below 4,096 values keep float32 moments.
 
-The moments of all parameters lie in flat arenas, each parameter at a multiple of 256. The arenas are worked through in chunks, so that
-float32 moments exist for one chunk at a time and small parameters share one vectorised update.
+The moments of all parameters lie in flat arenas, each parameter at a multiple of 256. The arenas are worked through in chunks, so
+that float32 moments exist for one chunk at a time and small parameters share one vectorised update.
 """
 
 from __future__ import annotations
