@@ -1,8 +1,8 @@
 """Finding plugins and asking them.
 
-Entry points are loaded one by one by our own code, because pluggy's loader drops the second of two distributions with one entry name
-and lets one broken import hide all other plugins. A plugin that cannot be used is kept as :class:`Broken` with its reason. Hook
-implementations are also called one by one, so that an error can say whose it is.
+Entry points are loaded one by one by our own code, because pluggy's loader drops the second of two distributions with one entry
+name and lets one broken import hide all other plugins. A plugin that cannot be used is kept as :class:`Broken` with its reason.
+Hook implementations are also called one by one, so that an error can say whose it is.
 """
 
 from __future__ import annotations

@@ -1,0 +1,92 @@
+"""From a plan to tensors: the model with its slots filled, the parameters that are trained, the optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from attrs import frozen
+from torch import Tensor, nn
+
+from surogate_core import model as models
+from surogate_core.contracts import OptimizerState, ParamGroup
+from surogate_core.errors import PlanError
+from surogate_core.plan import Plan
+
+ADAPTER_SEED = 0x5EED
+"""Added to ``train_seed``, so that adapters and a model from scratch do not draw the same numbers."""
+
+
+@frozen(kw_only=True)
+class Trainee:
+    """The model of a run. ``adapters`` maps site names to adapter modules, empty when all weights are trained; ``computes`` holds
+    the recipe's modules, whose buffers are part of the state."""
+
+    model: nn.Module
+    adapters: Mapping[str, nn.Module]
+    computes: Mapping[str, nn.Module]
+    names: tuple[str, ...]
+    parameters: tuple[Tensor, ...]
+
+
+def build(plan: Plan, *, weights: Path | None = None, notice: Callable[[str], None] = lambda text: None) -> Trainee:
+    """Load the model into its slots. ``weights``: a checkpoint directory to read instead of ``core.model``."""
+    core = plan.config.core
+    device = plan.parallelism.device()
+    sites = {site.name: site for site in plan.sites}
+    filled: dict[str, Any] = {}
+
+    def prepare(model: nn.Module) -> None:
+        computes = {name: plan.recipe.linear(sites[name]) for name, slots in plan.slots.items() if slots.compute}
+        with torch.device("meta"):
+            adapters = {site.name: plan.adapter.linear(site) for site in plan.adapted()} if plan.adapter else {}
+        models.fill_slots(model, computes, adapters)
+        filled.update(computes=computes, adapters=adapters)
+
+    model = models.load_model(plan.hf_config, core, device=device, source=weights, prepare=prepare, notice=notice)
+    adapters, computes = filled["adapters"], filled["computes"]
+    if plan.adapter is not None:
+        model.requires_grad_(False)
+        generator = torch.Generator().manual_seed(core.train_seed + ADAPTER_SEED)
+        for module in adapters.values():
+            module.to_empty(device="cpu")
+            plan.adapter.reset(module, generator)
+            module.to(device).requires_grad_(True)
+    if remark := models.check_head(model):
+        notice(remark)
+    if core.recompute:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if core.compile:
+        for layer in models.blocks(model)[1]:
+            layer.compile()
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not trained:
+        raise PlanError("no parameter is trained", where=f"model {core.model}", how="set lora = false to train all weights")
+    return Trainee(
+        model=model,
+        adapters=adapters,
+        computes={name: module for name, module in computes.items() if isinstance(module, nn.Module)},
+        names=tuple(trained),
+        parameters=tuple(trained.values()),
+    )
+
+
+def groups(trainee: Trainee, weight_decay: float) -> list[ParamGroup]:
+    """Two groups: matrices with decay; norms, biases and other vectors without."""
+    named = list(zip(trainee.names, trainee.parameters, strict=True))
+    parts = [
+        ([(name, p) for name, p in named if p.dim() >= 2], weight_decay),
+        ([(name, p) for name, p in named if p.dim() < 2], 0.0),
+    ]
+    return [
+        ParamGroup(names=tuple(name for name, _ in part), params=tuple(p for _, p in part), weight_decay=decay)
+        for part, decay in parts
+        if part
+    ]
+
+
+def bind_optimizer(plan: Plan, trainee: Trainee) -> OptimizerState:
+    core = plan.config.core
+    return plan.optimizer.bind(groups(trainee, core.weight_decay), core.train_seed)
