@@ -22,7 +22,7 @@ from surogate_core.plan import Plan
 from surogate_core.train import drift
 from surogate_core.train.checkpoint import Checkpoints, Saved, room, set_aside
 from surogate_core.train.loop import Job, Progress, train
-from surogate_core.train.records import Fanout, Records
+from surogate_core.train.records import Fanout, Records, redact
 from surogate_core.train.run import Summary, resume_command
 from surogate_core.train.setup import Trainee, bind_optimizer, build
 from surogate_core.train.signals import StopRequest
@@ -125,7 +125,7 @@ class Session:
                 "environment": drift.environment(self.host, data.fingerprint),
                 "ledger": data.ledger.record(),
             }
-            path = self.checkpoints.save(progress.step, write, state)
+            path = self.checkpoints.save(progress.step, write, redact(state))
             if progress.best_step == progress.step:
                 self.checkpoints.mark_best(path)
             self.log({"kind": "checkpoint", "step": progress.step, "path": str(path)})
