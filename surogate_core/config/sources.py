@@ -40,6 +40,11 @@ class Given:
     shown: str | None = None
 
 
+def is_secret(name: str) -> bool:
+    """Whether an environment variable's name says that its value must not be shown."""
+    return bool(_SECRET.search(name))
+
+
 def path_of(key: str) -> str:
     """``datasets.0.max-length`` → ``datasets.0.max_length``."""
     return ".".join(normal_name(part) for part in key.split("."))
@@ -146,11 +151,13 @@ def _read_yaml(path: Path, text: str) -> tuple[Mapping[Any, Any], dict[str, int]
 
 def _plain(node: Any, prefix: str, lines: dict[str, int]) -> Any:
     """ruamel's objects as plain ones; fills ``lines``."""
-    if isinstance(node, Mapping):
+    from ruamel.yaml.comments import CommentedMap, CommentedSeq
+
+    if isinstance(node, CommentedMap):
         for key in node:
             lines[f"{prefix}{normal_name(str(key))}"] = node.lc.key(key)[0] + 1 if key in (node.lc.data or {}) else node.lc.line + 1
         return {key: _plain(value, f"{prefix}{normal_name(str(key))}.", lines) for key, value in node.items()}
-    if isinstance(node, list):
+    if isinstance(node, CommentedSeq):
         for index in range(len(node)):
             lines[f"{prefix}{index}"] = node.lc.item(index)[0] + 1
         return [_plain(value, f"{prefix}{index}.", lines) for index, value in enumerate(node)]
@@ -247,7 +254,7 @@ def expand(flat: Mapping[str, Given], problems: list[Problem], environment: Mapp
             )
         if names:
             whole = isinstance(given.value, str) and bool(_VARIABLE.fullmatch(given.value))
-            secret = show_raw(given.value) if any(_SECRET.search(name) for name in names) else None
+            secret = show_raw(given.value) if any(map(is_secret, names)) else None
             origin = f"environment {', '.join(dict.fromkeys(names))} at {given.origin}"
             done[path] = Given(value, origin, text=whole or given.text, shown=secret)
         else:

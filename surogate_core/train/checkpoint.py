@@ -18,13 +18,14 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from attrs import field, frozen
 
-from surogate_core.errors import Refused, ResumeError, SaveFailed
+from surogate_core.errors import Problem, Refused, ResumeError, SaveFailed
 from surogate_core.train import durable
 
 COMPLETE = re.compile(r"checkpoint-(\d{8,})")
@@ -35,64 +36,33 @@ GIGABYTE = 10**9
 
 @frozen
 class Saved:
-    """A complete checkpoint. ``state`` is what was given to ``save``; ``skipped`` names newer ones that are torn, and why."""
+    """A complete checkpoint. ``state`` is what was given to ``save``."""
 
     path: Path
     step: int
     state: dict[str, Any]
     digests: Mapping[str, str] = field(repr=False)
-    skipped: tuple[str, ...] = ()
 
     def verify(self) -> None:
         """Read every file again and compare its SHA-256. Raises ResumeError naming the first file that differs."""
         for name, digest in self.digests.items():
             try:
-                same = sha256(self.path / name) == digest
+                why = "" if _sha256(self.path / name) == digest else "its SHA-256 differs from manifest.json"
             except OSError as error:
-                raise _torn(self.path, f"{name} cannot be read: {error.strerror}") from error
-            if not same:
-                raise _torn(self.path, f"{name} is not what was saved: its SHA-256 differs from manifest.json")
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read(path: Path) -> Saved:
-    """The checkpoint in a directory, checked for completeness (names and sizes, not contents). Raises ResumeError if torn."""
-    path = path.resolve()
-    try:
-        manifest = json.loads((path / "manifest.json").read_bytes())
-        step, entries = int(manifest["step"]), dict(manifest["files"])
-        for name, entry in entries.items():
-            size = (path / name).stat().st_size
-            if size != entry["size"]:
-                raise _torn(path, f"{name} has {size} bytes, {entry['size']} were saved")
-        state = json.loads((path / "state.json").read_bytes())
-        digests = {name: str(entry["sha256"]) for name, entry in entries.items()}
-    except OSError as error:
-        raise _torn(path, f"{Path(error.filename or path).name}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise _torn(path, f"manifest.json or state.json cannot be read ({type(error).__name__}: {error})") from error
-    name = COMPLETE.fullmatch(path.name) or REPLACED.fullmatch(path.name)
-    if name and int(name[1]) != step:
-        raise _torn(path, f"it was saved as step {step}")
-    if not isinstance(state, dict):
-        raise _torn(path, "state.json holds no object")
-    return Saved(path, step, state, digests)
-
-
-def _torn(path: Path, why: str) -> ResumeError:
-    return ResumeError(f"incomplete checkpoint {path.name}: {why}", where=str(path), how="use an earlier one, or delete it")
+                why = str(error.strerror)
+            if why:
+                how = "delete this checkpoint, so that an earlier one is used, or start over with --fresh"
+                raise ResumeError(f"{self.path.name}: {name} is not what was saved: {why}", where=str(self.path / name), how=how)
 
 
 class Checkpoints:
-    """The checkpoints of one directory. ``limit`` of them are kept."""
+    """The checkpoints of one directory. ``limit`` of them are kept. ``skipped`` names the torn ones that the last ``newest``
+    passed over, each with the reason."""
 
     def __init__(self, root: Path, limit: int):
         self.root = root
         self.limit = limit
+        self.skipped: list[tuple[str, str]] = []
 
     def save(self, step: int, fill: Callable[[Path], None], state: dict[str, Any]) -> Path:
         """Save one checkpoint. ``fill(directory)`` writes its files (safetensors, JSON, text); ``state`` becomes state.json.
@@ -100,14 +70,11 @@ class Checkpoints:
         Raises SaveFailed, with the earlier checkpoints intact, when the file system refuses or a file is a pickle.
         """
         path = self.root / f"checkpoint-{step:08d}"
-        partial = path.with_name(f".{path.name}.partial")
-        try:
-            self._clean()
-            durable.make_directory(partial)
+        partial, replaced = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.replaced")
+        with self._saving(f"the checkpoint of step {step}", partial):
             fill(partial)
             durable.write_json(partial / "state.json", state)
             _seal(partial, step)
-            replaced = path.with_name(f".{path.name}.replaced")
             if path.exists():
                 durable.rename(path, replaced)
             durable.rename(partial, path)
@@ -116,17 +83,34 @@ class Checkpoints:
             if replaced.exists():
                 self._delete(replaced)
             self._prune()
+        return path
+
+    def rehearse(self, fill: Callable[[Path], None], check: Callable[[Path], None]) -> None:
+        """Save what will be no checkpoint: ``check(directory)`` may read it back, then it is removed. SaveFailed as in ``save``."""
+        partial = self.root / ".checkpoint-rehearsal.partial"
+        with self._saving("the rehearsal of a checkpoint", partial):
+            fill(partial)
+            _seal(partial, 0)
+            check(partial)
+            durable.remove_tree(partial)
+
+    @contextmanager
+    def _saving(self, name: str, partial: Path) -> Iterator[None]:
+        """An empty directory to fill, which is removed when anything fails; the file system's errors become SaveFailed."""
+        try:
+            self._clean()
+            durable.make_directory(partial)
+            yield
         except Exception as error:
             shutil.rmtree(partial, ignore_errors=True)
             number = _error_number(error)
             if number is None:
                 raise
             raise SaveFailed(
-                f"the checkpoint of step {step} could not be saved: {os.strerror(number)}",
+                f"{name} could not be saved: {os.strerror(number)}",
                 where=f"{getattr(error, 'filename', None) or partial}; {self._last_good()}",
                 how=_remedy(number),
             ) from error
-        return path
 
     def mark_best(self, path: Path) -> None:
         """Point ``best`` at a checkpoint of this directory, which is then not pruned."""
@@ -137,16 +121,17 @@ class Checkpoints:
 
         Raises ResumeError if there are checkpoints and all are torn: to start over silently would hide the damage.
         """
-        skipped: list[str] = []
+        self.skipped = []
         for path in self._candidates():
             try:
-                saved = read(path)
-            except ResumeError as error:
-                skipped.append(error.problems[0].what)
-            else:
-                return Saved(saved.path, saved.step, saved.state, saved.digests, tuple(skipped))
-        if skipped:
-            raise ResumeError("; ".join(skipped), where=str(self.root), how="delete them, or start over with --fresh")
+                return _read(path)
+            except ValueError as error:
+                self.skipped.append((path.name, str(error)))
+        if self.skipped:
+            how = "restore them, or start over with --fresh, which keeps them aside"
+            raise ResumeError(
+                [Problem(f"{name} is not complete: {why}", where=str(self.root / name), how=how) for name, why in self.skipped]
+            )
         return None
 
     def _last_good(self) -> str:
@@ -198,12 +183,34 @@ class Checkpoints:
         durable.remove_tree(aside)
 
 
+def _read(path: Path) -> Saved:
+    """The checkpoint in a directory, checked for completeness (names and sizes, not contents). ValueError says what is torn."""
+    try:
+        manifest = json.loads((path / "manifest.json").read_bytes())
+        step, entries = int(manifest["step"]), dict(manifest["files"])
+        digests = {name: str(entry["sha256"]) for name, entry in entries.items()}
+        for name, entry in entries.items():
+            size = (path / name).stat().st_size
+            if size != entry["size"]:
+                raise ValueError(f"{name} has {size} bytes, {entry['size']} were saved")
+        state = dict(json.loads((path / "state.json").read_bytes()))
+    except OSError as error:
+        raise ValueError(f"{Path(error.filename or path).name}: {error.strerror}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"manifest.json or state.json cannot be read: {type(error).__name__}: {error}") from error
+    return Saved(path, step, state, digests)
+
+
 def _complete(path: Path) -> bool:
     try:
-        read(path)
-    except ResumeError:
+        return _read(path).step >= 0
+    except ValueError:
         return False
-    return True
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _seal(partial: Path, step: int) -> None:
@@ -217,7 +224,7 @@ def _seal(partial: Path, step: int) -> None:
                 where=str(partial),
                 how="save with safetensors; if a plugin wrote this file, report it to its author",
             )
-        entries[name] = {"size": file.stat().st_size, "sha256": sha256(file)}
+        entries[name] = {"size": file.stat().st_size, "sha256": _sha256(file)}
     durable.write_json(partial / "manifest.json", {"step": step, "files": entries})
     durable.flush_tree(partial)
 
@@ -251,15 +258,20 @@ def room(root: Path, need: int) -> None:
         )
 
 
-def set_aside(directory: Path) -> Path | None:
-    """For a fresh start without deleting: move the checkpoints and metrics of earlier runs into ``directory/earlier-N``."""
-    names = ("last", "best", "metrics.jsonl", "checkpoint-*")
-    found = sorted((path for name in names for path in directory.glob(name)), key=lambda path: path.name, reverse=True)
-    if not found:
-        return None
-    target = next(path for n in range(1, 10**6) if not (path := directory / f"earlier-{n}").exists())
-    durable.make_directory(target)
-    for path in found:
-        durable.rename(path, target / path.name)
-    durable.flush(directory)
-    return target
+def set_aside(*directories: Path) -> str:
+    """For a fresh start without deleting: move checkpoints and metrics of earlier runs into ``earlier-N`` of each directory.
+
+    Returns where they are, "" if there was nothing. The newest checkpoint goes first, the metrics last.
+    """
+    made = []
+    for directory in dict.fromkeys(path.resolve() for path in directories):
+        names = ("checkpoint-*", ".checkpoint-*.replaced", "last", "best", "metrics.jsonl")
+        found = [path for name in names for path in sorted(directory.glob(name), reverse=True)]
+        if found:
+            target = next(path for n in range(1, 10**6) if not (path := directory / f"earlier-{n}").exists())
+            durable.make_directory(target)
+            for path in found:
+                durable.rename(path, target / path.name)
+            durable.flush(directory)
+            made.append(str(target))
+    return ", ".join(made)

@@ -18,17 +18,21 @@ from surogate_core.host import Host, load_host
 
 @frozen(kw_only=True)
 class Summary:
-    """How a run ended. Losses are means per token in nats; ``seconds`` is the time split of this process."""
+    """How a run ended. Losses are means per token in nats; ``tokens`` counts the whole run. Of this process alone: ``seconds``, the
+    time split; ``first_step``, the seconds from the command to the end of its first step; ``tokens_per_s``."""
 
     steps: int
     total_steps: int
     loss: float | None
     eval_loss: float | None
     best_loss: float | None
+    best_step: int | None
     tokens: int
+    tokens_per_s: float
     output_dir: Path
     checkpoint: Path | None
     seconds: Mapping[str, float]
+    first_step: float | None
     stopped: str | None = None
 
 
@@ -53,7 +57,7 @@ def execute(
     checkpoint_dir = Path(config.core.checkpoint_dir or output_dir)
     plan = make_plan(config, host)
     say = (lambda text: None) if quiet else (lambda text: print(text, file=sys.stderr, flush=True))
-    with OutputLock(output_dir, checkpoint_dir), StopRequest(output_dir, say) as stop:
+    with OutputLock(output_dir, checkpoint_dir), StopRequest(say, output_dir) as stop:
         session = Session(plan, host, output_dir, checkpoint_dir, stop, quiet=quiet, started=started)
         try:
             summary = session.run(fresh=fresh, allow_drift=allow_drift)

@@ -22,7 +22,7 @@ class StopRequest:
     thread, where Python allows no handlers, nothing is installed.
     """
 
-    def __init__(self, output_dir: Path, say: Callable[[str], None]):
+    def __init__(self, say: Callable[[str], None], output_dir: Path):
         self.requested: str | None = None
         self._trigger = output_dir / TRIGGER
         self._say = say
