@@ -29,7 +29,7 @@ def test_weights_and_buffers_are_bitwise_transformers_own(family: str, tiny: Any
     def fill(model: Any) -> None:
         assert all(parameter.is_meta for parameter in model.parameters())
         names = [site.name for site in list_sites(model) if site.kind == "linear"]
-        fill_slots(model, {name: torch.nn.functional.linear for name in names}, {})
+        fill_slots(model, dict.fromkeys(names, torch.nn.functional.linear), {})
 
     ours = load(directory, prepare=fill)
     assert ours.config._attn_implementation == IMPLEMENTATION

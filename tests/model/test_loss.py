@@ -92,7 +92,8 @@ def test_a_head_that_is_not_linear_falls_back_to_the_models_own_logits(tiny: Any
     model, batch = load(tiny("llama")[1]), packed([[9, 12]])
     model.register_forward_hook(lambda module, args, out: setattr(out, "logits", out.logits * torch.linspace(1, 2, 96)) or out)
     said = check_head(model)
-    assert said is not None and "logits" in said
+    assert said is not None
+    assert "logits" in said
     with torch.no_grad():
         each = F.cross_entropy(logits(model, batch).flatten(0, 1), batch.labels.flatten(), reduction="none")
     torch.testing.assert_close(batch_loss(model, batch).detach(), (each * batch.weights.flatten()).sum())
