@@ -29,7 +29,7 @@ def test_weights_and_buffers_are_bitwise_transformers_own(family: str, tiny: Any
     def fill(model: Any) -> None:
         assert all(parameter.is_meta for parameter in model.parameters())
         names = [site.name for site in list_sites(model) if site.kind == "linear"]
-        fill_slots(model, {name: torch.nn.functional.linear for name in names}, {})
+        fill_slots(model, dict.fromkeys(names, torch.nn.functional.linear), {})
 
     ours = load(directory, prepare=fill)
     assert ours.config._attn_implementation == IMPLEMENTATION
@@ -157,7 +157,7 @@ def spoil(copied: Path, **changes: Any) -> None:
 
 
 def test_no_such_directory(core: Any) -> None:
-    with pytest.raises(ModelError, match="no model directory ./nowhere") as caught:
+    with pytest.raises(ModelError, match="no model directory") as caught:
         read_config(core("./nowhere"))
     assert caught.value.problems[0].where == "model"
     assert caught.value.exit_code == 2
