@@ -13,7 +13,7 @@ from surogate_core.config.catalogue import CHOSEN_BY, catalogue
 from surogate_core.config.checks import findings
 from surogate_core.config.options import CoreOptions, DatasetOptions
 from surogate_core.config.resolve import Reading, tables
-from surogate_core.config.sources import LISTS, Given, expand, flatten, from_overrides, overlay, read_file
+from surogate_core.config.sources import LISTS, expand, flatten, overlay, override, read_file
 from surogate_core.errors import ConfigError, PluginError, Problem
 from surogate_core.offers import Owner
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from surogate_core.host import Host
 
 T = TypeVar("T")
+CHOOSER = {kind: key for key, kind in CHOSEN_BY.items()}
 __all__ = ["Config", "CoreOptions", "DatasetOptions", "load"]
 
 
@@ -81,7 +82,7 @@ def load(
     preset_name = f"preset {(preset or {}).get('task', '')}".strip()
     given = flatten(preset or {}, preset_name, None, problems)
     given = overlay(given, flatten(tree, name, lines, problems))
-    given = overlay(given, from_overrides(overrides, problems))
+    given = override(given, overrides, problems)
     reading = Reading(catalogue(host), expand(given, problems), name, problems, list(notices))
     config = _build(reading, path, need_data)
     if preset and config.core.task != preset.get("task", config.core.task):
@@ -119,41 +120,39 @@ def _build(reading: Reading, path: Path | None, need_data: bool) -> Config:
         if not any(key in reading.bad or any(bad.startswith(f"{key}.") for bad in reading.bad) for key in keys):
             at = next((key for key in keys if key in given), keys[0])
             reading.problem(at, what, how)
-    chosen = _chosen(flat)
+    values = _in_force(reading, flat)
+    return Config(core=core, origins=origins, owners=owners, path=path, notices=tuple(reading.notices), options=made, values=values)
+
+
+def _in_force(reading: Reading, flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Key path → value of everything that has an effect; a notice for keys that were given and have none."""
+    known, given = reading.catalogue, reading.given
     values = {}
+
+    def put(path: str, value: Any) -> None:
+        shown = given[path].shown if path in given else None
+        values[path] = value if shown is None else shown
+
     for name, key in known.keys.items():
-        active = not key.offers or any(chosen(kind, offer) for kind, offer in key.offers)
-        if name in given and not active:
-            users = " or ".join(f'{_chooser(kind)} = "{offer}"' for kind, offer in key.offers)
+        if not key.offers or any(_chosen(kind, offer, flat) for kind, offer in key.offers):
+            if name not in LISTS:
+                put(name, flat[name])
+        elif name in given:
+            users = " or ".join(f'{CHOOSER[kind]} = "{offer}"' for kind, offer in key.offers)
             reading.notices.append(f"{name} has no effect: it belongs to {users} ({given[name].origin})")
-        if active and name not in LISTS:
-            values[name] = _shown(given.get(name), flat[name])
     for root in LISTS:
         for index, data in enumerate(flat[root] or ()):
             for key in known.table(data.type).values():
                 holder = data if key.options is DatasetOptions else data.format_options
-                at = f"{root}.{index}.{key.name}"
-                values[at] = _shown(given.get(at), getattr(holder, key.name))
-    return Config(core=core, origins=origins, owners=owners, path=path, notices=tuple(reading.notices), options=made, values=values)
+                put(f"{root}.{index}.{key.name}", getattr(holder, key.name, None))
+    return values
 
 
-def _shown(given: Given | None, value: Any) -> Any:
-    return given.shown if given and given.shown is not None else value
-
-
-def _chooser(kind: str) -> str:
-    return next((key for key, chosen in CHOSEN_BY.items() if chosen == kind), kind)
-
-
-def _chosen(flat: Mapping[str, Any]) -> Any:
-    """A test whether an offer is in force. Loggers and parallelisms decide for themselves."""
-
-    def chosen(kind: str, name: str) -> bool:
-        if kind == "adapters" and not flat["lora"]:
-            return False
-        return kind in ("loggers", "parallelisms") or flat.get(_chooser(kind)) == name
-
-    return chosen
+def _chosen(kind: str, name: str, flat: Mapping[str, Any]) -> bool:
+    """Whether an offer is in force. Loggers and parallelisms decide for themselves."""
+    if kind not in CHOOSER or kind == "loggers":
+        return True
+    return flat[CHOOSER[kind]] == name and (kind != "adapters" or flat["lora"])
 
 
 def _datasets(reading: Reading, root: str, origins: dict[str, str], owners: dict[str, Owner | str]) -> list[DatasetOptions] | None:
@@ -212,5 +211,5 @@ def _task(reading: Reading, flat: dict[str, Any], origins: dict[str, str]) -> No
         origins["task"] = f"derived: {why if types else 'there are no data sets'}"
     if flat["task"] == "pt" and "lora" not in reading.given:
         flat["lora"], origins["lora"] = False, 'derived: task is "pt"'
-    if "adapter" not in reading.bad and (flat["lora"] or "adapter" in reading.given):
+    if not reading.bad & {"adapter", "lora"} and (flat["lora"] or "adapter" in reading.given):
         flat["adapter"] = reading.name("adapter", "adapter", flat["adapter"])

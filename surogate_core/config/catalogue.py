@@ -83,13 +83,6 @@ class Catalogue:
     def table(self, format_name: str | None) -> dict[str, Key]:
         return {**self.base, **self.formats.get(format_name or "", {})}
 
-    def find(self, path: str, format_name: str | None = None) -> Key | None:
-        """The key of a path such as ``datasets.0.samples``."""
-        head, _, rest = path.partition(".")
-        if rest and head in ("datasets", "validation_datasets"):
-            return self.table(format_name).get(rest.partition(".")[2])
-        return self.keys.get(path)
-
 
 def catalogue(host: Host) -> Catalogue:
     keys = {key.name: key for key in keys_of(CoreOptions, "surogate")}

@@ -40,6 +40,11 @@ class Given:
     shown: str | None = None
 
 
+def is_secret(name: str) -> bool:
+    """Whether an environment variable's name says that its value must not be shown."""
+    return bool(_SECRET.search(name))
+
+
 def path_of(key: str) -> str:
     """``datasets.0.max-length`` → ``datasets.0.max_length``."""
     return ".".join(normal_name(part) for part in key.split("."))
@@ -146,11 +151,13 @@ def _read_yaml(path: Path, text: str) -> tuple[Mapping[Any, Any], dict[str, int]
 
 def _plain(node: Any, prefix: str, lines: dict[str, int]) -> Any:
     """ruamel's objects as plain ones; fills ``lines``."""
-    if isinstance(node, Mapping):
+    from ruamel.yaml.comments import CommentedMap, CommentedSeq
+
+    if isinstance(node, CommentedMap):
         for key in node:
             lines[f"{prefix}{normal_name(str(key))}"] = node.lc.key(key)[0] + 1 if key in (node.lc.data or {}) else node.lc.line + 1
         return {key: _plain(value, f"{prefix}{normal_name(str(key))}.", lines) for key, value in node.items()}
-    if isinstance(node, list):
+    if isinstance(node, CommentedSeq):
         for index in range(len(node)):
             lines[f"{prefix}{index}"] = node.lc.item(index)[0] + 1
         return [_plain(value, f"{prefix}{index}.", lines) for index, value in enumerate(node)]
@@ -193,29 +200,27 @@ def flatten(tree: Mapping[Any, Any], origin: str, lines: Mapping[str, int] | Non
     return flat
 
 
-def overlay(base: dict[str, Given], top: Mapping[str, Given]) -> dict[str, Given]:
-    """``top`` over ``base``; giving a whole list of tables replaces the tables, giving a key of a table replaces that key."""
-    for path, given in top.items():
-        root = path.split(".")[0]
-        if path == root:
-            base = {key: old for key, old in base.items() if not key.startswith(f"{root}.")}
-        elif root != path:
-            base.pop(root, None)
-        base[path] = given
-    return base
+def overlay(base: Mapping[str, Given], top: Mapping[str, Given]) -> dict[str, Given]:
+    """``top`` over ``base``, key path by key path; a value for a whole list or table replaces what is below it, and the reverse."""
+    roots = {path for path in top if "." not in path}
+    kept = {path: given for path, given in base.items() if path.split(".")[0] not in roots}
+    parents = {path.split(".")[0] for path in top if "." in path}
+    return {**{path: given for path, given in kept.items() if path not in parents}, **top}
 
 
-def from_overrides(overrides: Iterable[tuple[str, Any]], problems: list[Problem]) -> dict[str, Given]:
-    """Overrides of the command line, in order; the last one wins."""
-    flat: dict[str, Given] = {}
+def override(base: Mapping[str, Given], overrides: Iterable[tuple[str, Any]], problems: list[Problem]) -> dict[str, Given]:
+    """Overrides of the command line over ``base``, in order; the last one wins, and a whole list of tables replaces the list."""
+    done = dict(base)
     for key, value in overrides:
         path = path_of(key)
         if path in LISTS and isinstance(value, str):
             with suppress(ValueError):  # the check of the key's type says what is wanted
                 value = json.loads(value)
+        if path in LISTS:
+            done = {name: given for name, given in done.items() if not name.startswith(f"{path}.")}
         found = flatten({path: value}, COMMAND_LINE, None, problems)
-        flat = overlay(flat, {name: evolve(given, text=isinstance(given.value, str)) for name, given in found.items()})
-    return flat
+        done = overlay(done, {name: evolve(given, text=isinstance(given.value, str)) for name, given in found.items()})
+    return done
 
 
 # ---------------------------------------------------------------- environment
@@ -247,7 +252,7 @@ def expand(flat: Mapping[str, Given], problems: list[Problem], environment: Mapp
             )
         if names:
             whole = isinstance(given.value, str) and bool(_VARIABLE.fullmatch(given.value))
-            secret = show_raw(given.value) if any(_SECRET.search(name) for name in names) else None
+            secret = show_raw(given.value) if any(map(is_secret, names)) else None
             origin = f"environment {', '.join(dict.fromkeys(names))} at {given.origin}"
             done[path] = Given(value, origin, text=whole or given.text, shown=secret)
         else:

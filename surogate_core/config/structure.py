@@ -125,7 +125,9 @@ def make_converter() -> Converter:
     converter.register_structure_hook_func(lambda kind: kind is Any, lambda value, _: value)
     converter.register_structure_hook_func(lambda kind: typing.get_origin(kind) is Literal, _literal)
     converter.register_structure_hook_func(is_union, union)
-    converter.register_structure_hook_func(lambda kind: (typing.get_origin(kind) or kind) in (list, dict), container)
+    converter.register_structure_hook_func(
+        lambda kind: any((typing.get_origin(kind) or kind) is wanted for wanted in (list, dict)), container
+    )
     return converter
 
 

@@ -9,14 +9,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from surogate_dataset_conversation.dialogues import build
+from surogate_dataset_conversation.plugin import Options, register_datasets
 from transformers import AutoTokenizer
 
 from surogate_core.config.options import CoreOptions, DatasetOptions
 from surogate_core.contracts import FormatContext, Sample
 from surogate_core.data import prepare
 from surogate_core.errors import BadRow
-from surogate_dataset_conversation.dialogues import build
-from surogate_dataset_conversation.plugin import Options, register_datasets
 
 
 def rendered(row: dict[str, Any], **options: Any) -> tuple[list[dict], list | None, str]:

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from surogate_dataset_instruction.pairs import build
+from surogate_dataset_instruction.plugin import Options, register_datasets
 from transformers import AutoTokenizer
 
 from surogate_core.config.options import CoreOptions
 from surogate_core.contracts import FormatContext, Sample
 from surogate_core.errors import BadRow, DataError
-from surogate_dataset_instruction.pairs import build
-from surogate_dataset_instruction.plugin import Options, register_datasets
 
 ROW = {"q": "Add.", "x": "1 and 2", "a": "3", "s": "Count."}
 FIELDS = {"instruction_field": "q", "output_field": "a"}

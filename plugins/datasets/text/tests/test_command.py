@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from surogate_dataset_text.command import tokenizer as command
+from surogate_dataset_text.plugin import register_commands
 from transformers import AutoTokenizer
 
 from surogate_core.errors import DataError
-from surogate_dataset_text.command import tokenizer as command
-from surogate_dataset_text.plugin import register_commands
 
 TEXT = "The cat sat on the mat. The dog sat on the log, 12 times. " * 30
 

@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from surogate_dataset_text.documents import Documents, build
+from surogate_dataset_text.plugin import Options, register_datasets
 from transformers import AutoTokenizer
 
 from surogate_core.config.options import CoreOptions, DatasetOptions
 from surogate_core.contracts import FormatContext
 from surogate_core.data import Prepared, prepare
 from surogate_core.errors import BadRow, DataError
-from surogate_dataset_text.documents import Documents, build
-from surogate_dataset_text.plugin import Options, register_datasets
 
 HOST = SimpleNamespace(offer=lambda kind, name: {("datasets", "text"): register_datasets()[0]}[kind, name])
 
