@@ -8,6 +8,7 @@ A check raises AssertionError with a sentence. A plugin's test suite is a few li
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -200,7 +201,7 @@ def check_schedule(schedule: Schedule) -> None:
     values = [schedule(number / 100) for number in range(101)]
     assert values[0] == 1.0, f"the shape starts at {values[0]}, not at 1"
     assert all(-1e-9 <= value <= 1 for value in values), "the shape leaves [0, 1]"
-    assert all(later <= earlier + 1e-12 for earlier, later in zip(values, values[1:], strict=False)), "the shape rises"
+    assert all(later <= earlier + 1e-12 for earlier, later in itertools.pairwise(values)), "the shape rises"
 
 
 def check_format(encoder: Format, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -34,13 +34,19 @@ class CoreOptions:
     # General
     task: Literal["pt", "sft"] | None = field(
         default=None,
-        metadata=doc("`pt` trains all weights on text, `sft` fine-tunes. Unset: `pt` if all data sets are text and `lora` is not set."),
+        metadata=doc(
+            "`pt` trains all weights on text, `sft` fine-tunes. Unset: `pt` if all data sets are text and `lora` is not set."
+        ),
     )
     run_name: str | None = field(default=None, metadata=doc("Name of the run. Unset: the model's name and the time of the start."))
     output_dir: str = field(default="output", metadata=doc("Directory for metrics, configuration and checkpoints."))
     checkpoint_dir: str | None = field(default=None, metadata=doc("Directory for checkpoints. Unset: `output_dir`."))
-    resume_from_checkpoint: bool = field(default=True, metadata=doc("Continue from the newest complete checkpoint, if there is one."))
-    save_steps: int = field(default=50, validator=ge(1), metadata=doc("Steps between checkpoints. One is always written at the end."))
+    resume_from_checkpoint: bool = field(
+        default=True, metadata=doc("Continue from the newest complete checkpoint, if there is one.")
+    )
+    save_steps: int = field(
+        default=50, validator=ge(1), metadata=doc("Steps between checkpoints. One is always written at the end.")
+    )
     save_total_limit: int = field(
         default=5, validator=ge(1), metadata=doc("Checkpoints to keep; older ones are deleted, the best and the last never.")
     )
@@ -58,12 +64,15 @@ class CoreOptions:
         default=None, validator=ge(2), metadata=doc("Context length to reach by `rope_scaling`. Unset: the model's own.")
     )
     rope_scaling: str | None = field(
-        default=None, metadata=doc("`linear`, `dynamic` or `yarn` (with `max_model_len`), or a JSON object that replaces the model's.")
+        default=None,
+        metadata=doc("`linear`, `dynamic` or `yarn` (with `max_model_len`), or a JSON object that replaces the model's."),
     )
     torch_dtype: Literal["bfloat16", "float16", "float32"] | None = field(
         default=None, metadata=doc("Precision in which weights are read. Unset: as stored.")
     )
-    model_dtype: Literal["fp32", "bf16"] = field(default="bf16", metadata=doc("Precision of weights and activations in the computation."))
+    model_dtype: Literal["fp32", "bf16"] = field(
+        default="bf16", metadata=doc("Precision of weights and activations in the computation.")
+    )
 
     # Computation
     recipe: str = field(default="bf16", metadata=doc("Precision recipe: the arithmetic of the linear layers."))
@@ -71,7 +80,9 @@ class CoreOptions:
     recompute: bool = field(
         default=True, metadata=doc("Recompute activations of each decoder layer in the backward pass: less memory, more time.")
     )
-    train_seed: int = field(default=1234, validator=ge(0), metadata=doc("Seed of initial weights, dropout, shuffling and sampling."))
+    train_seed: int = field(
+        default=1234, validator=ge(0), metadata=doc("Seed of initial weights, dropout, shuffling and sampling.")
+    )
     eval_seed: int = field(default=1234, validator=ge(0), metadata=doc("Seed for sampling the validation data."))
 
     # Optimizer
@@ -79,7 +90,9 @@ class CoreOptions:
     learning_rate: float = field(default=2e-4, validator=gt(0), metadata=doc("Base learning rate."))
     lr_scheduler_type: str = field(default="linear", metadata=doc("Shape of the learning rate's decay."))
     warmup_ratio: float = field(default=0.0, validator=between(0, 1), metadata=doc("Share of the steps for linear warmup from 0."))
-    warmup_steps: int = field(default=0, validator=ge(0), metadata=doc("Steps of linear warmup; overrides `warmup_ratio` if above 0."))
+    warmup_steps: int = field(
+        default=0, validator=ge(0), metadata=doc("Steps of linear warmup; overrides `warmup_ratio` if above 0.")
+    )
     cooldown_steps: int = field(
         default=0, validator=ge(0), metadata=doc("Last steps, linear from the rate reached there to the final rate.")
     )
@@ -103,13 +116,19 @@ class CoreOptions:
     datasets: list[DatasetOptions] | None = field(default=None, metadata=doc("Training data: a list of tables."))
     validation_datasets: list[DatasetOptions] | None = field(default=None, metadata=doc("Validation data, like `datasets`."))
     validation_split_ratio: float = field(
-        default=0.1, validator=between(0, 0.99), metadata=doc("Share of the training samples held out when there is no validation set.")
+        default=0.1,
+        validator=between(0, 0.99),
+        metadata=doc("Share of the training samples held out when there is no validation set."),
     )
     dataloader_num_workers: int | None = field(
-        default=None, validator=ge(0), metadata=doc("Processes that tokenise; 0 is the main process. The batches never depend on it.")
+        default=None,
+        validator=ge(0),
+        metadata=doc("Processes that tokenise; 0 is the main process. The batches never depend on it."),
     )
     sample_packing: bool = field(default=True, metadata=doc("Pack several samples into a row; they do not see each other."))
-    max_bad_rows: float = field(default=0.01, validator=between(0, 1), metadata=doc("Share of unusable rows above which the run stops."))
+    max_bad_rows: float = field(
+        default=0.01, validator=between(0, 1), metadata=doc("Share of unusable rows above which the run stops.")
+    )
 
     # Chat template
     template: str | None = field(
@@ -125,7 +144,7 @@ class CoreOptions:
     )
 
     # Adapter
-    lora: bool = field(default=True, metadata=doc("Train an adapter and freeze the model. Default false for `task = \"pt\"`."))
+    lora: bool = field(default=True, metadata=doc('Train an adapter and freeze the model. Default false for `task = "pt"`.'))
     adapter: str = field(default="lora", metadata=doc("Kind of adapter."))
 
     # Logging

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from surogate_core.config import Config
-from surogate_core.contracts import Adapter, Context, Optimizer, Recipe, Site
+from surogate_core.contracts import Adapter, Context, Recipe, Site
 from surogate_core.errors import PlanError, Problem
 from surogate_core.host import Host, attributed
 from surogate_core.offers import Offer, Owner, capability
@@ -95,7 +95,7 @@ def _lacks(offer: Offer, device: str) -> Problem | None:
     return Problem(
         f"{offer.name} needs {offer.requires}, this machine has {found}",
         where=f"{offer.owner}",
-        how="choose another, for example recipe = \"bf16\", or run on a device that has it",
+        how='choose another, for example recipe = "bf16", or run on a device that has it',
     )
 
 

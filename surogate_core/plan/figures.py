@@ -31,7 +31,9 @@ def count(
     total = sum(map(math.prod, parameters))
     trained, trained_size = parameters, size
     if adapter is not None:
-        trained, bytes_trained = _adapter_shapes(adapter, [site for site in sites if site.name in slots and slots[site.name].adapter])
+        trained, bytes_trained = _adapter_shapes(
+            adapter, [site for site in sites if site.name in slots and slots[site.name].adapter]
+        )
         trained_size = bytes_trained // max(1, sum(map(math.prod, trained)))
     trainable = sum(map(math.prod, trained))
     rows = core.per_device_train_batch_size * core.gradient_accumulation_steps

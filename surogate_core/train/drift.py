@@ -47,7 +47,7 @@ def check(saved: Mapping[str, Any], directory: Path, config: Config, host: Host,
     differences = [
         (key, then.get(key), now.get(key))
         for key in sorted(then.keys() | now.keys())
-        if key not in exempt and then.get(key) != now.get(key) and not _grows(key, then.get(key), now.get(key))
+        if key.split(".")[0] not in exempt and then.get(key) != now.get(key) and not _grows(key, then.get(key), now.get(key))
     ]
     logging = {offer.owner.distribution for offer in loggers}
     before, after = saved.get("environment", {}), environment(host, data)

@@ -45,6 +45,7 @@ class Progress:
     best_loss: float | None = None
     best_step: int | None = None
     lr_scale: float = 1.0
+    tokens_here: int = field(default=0, metadata={"state": False})
     first_step_at: float | None = field(default=None, metadata={"state": False})
     seconds: dict[str, float] = field(
         factory=lambda: {"data": 0.0, "compute": 0.0, "eval": 0.0, "save": 0.0}, metadata={"state": False}
@@ -53,8 +54,14 @@ class Progress:
 
 @frozen(kw_only=True)
 class Job:
-    """What the loop works on. ``save(progress, last)`` writes a checkpoint; ``stop()`` names the reason to end early, or is None;
-    ``save_now()`` is true once when the user asked for a checkpoint; ``tell(hook, record)`` logs a record and asks observers."""
+    """What the loop works on.
+
+    epochs    where the data end; None when ``max_steps`` is set, whatever the epoch
+    save      ``save(progress, last)`` writes a checkpoint
+    stop      names the reason to end early, or is None
+    save_now  true once when the user asked for a checkpoint
+    tell      ``tell(hook, record)`` logs a record and asks the observers of ``hook`` ("" for none)
+    """
 
     core: CoreOptions
     model: nn.Module
@@ -65,6 +72,7 @@ class Job:
     train: Batches
     validation: Batches | None
     total: int
+    epochs: int | None
     save: Callable[[Progress, bool], None]
     stop: Callable[[], str | None]
     save_now: Callable[[], bool]
@@ -125,7 +133,7 @@ def train(job: Job, progress: Progress) -> str | None:
     started = time.monotonic()
     while progress.step < job.total and reason is None:
         index = progress.step
-        step = job.train.step(index)
+        step = job.train.step(index, job.epochs)
         progress.seconds["data"] += time.monotonic() - started
         lr = learning_rate(job.core, job.schedule, index, job.total) * progress.lr_scale
         lr_device.fill_(lr)
@@ -157,6 +165,7 @@ def _finish(job: Job, progress: Progress, done: Pending) -> str | None:
     loss, norm = float(done.loss), float(done.norm)
     progress.first_step_at = progress.first_step_at or time.monotonic()
     progress.tokens += done.step.tokens
+    progress.tokens_here += done.step.tokens
     progress.trained += done.step.trained
     progress.loss = loss
     if not torch.isfinite(done.loss + done.norm):

@@ -18,17 +18,21 @@ from surogate_core.host import Host, load_host
 
 @frozen(kw_only=True)
 class Summary:
-    """How a run ended. Losses are means per token in nats; ``seconds`` is the time split of this process."""
+    """How a run ended. Losses are means per token in nats; ``tokens`` counts the whole run. Of this process alone: ``seconds``, the
+    time split; ``first_step``, the seconds from the command to the end of its first step; ``tokens_per_s``."""
 
     steps: int
     total_steps: int
     loss: float | None
     eval_loss: float | None
     best_loss: float | None
+    best_step: int | None
     tokens: int
+    tokens_per_s: float
     output_dir: Path
     checkpoint: Path | None
     seconds: Mapping[str, float]
+    first_step: float | None
     stopped: str | None = None
 
 

@@ -22,7 +22,7 @@ from surogate_core.plan import Plan
 from surogate_core.train import drift
 from surogate_core.train.checkpoint import Checkpoints, Saved, room, set_aside
 from surogate_core.train.loop import Job, Progress, train
-from surogate_core.train.records import Fanout, Records
+from surogate_core.train.records import Fanout, Records, redact
 from surogate_core.train.run import Summary, resume_command
 from surogate_core.train.setup import Trainee, bind_optimizer, build
 from surogate_core.train.signals import StopRequest
@@ -123,9 +123,9 @@ class Session:
                 "finished": last,
                 "run_name": self.run_name,
                 "environment": drift.environment(self.host, data.fingerprint),
-                "ledger": data.ledger.as_record(),
+                "ledger": data.ledger.record(),
             }
-            path = self.checkpoints.save(progress.step, write, state)
+            path = self.checkpoints.save(progress.step, write, redact(state))
             if progress.best_step == progress.step:
                 self.checkpoints.mark_best(path)
             self.log({"kind": "checkpoint", "step": progress.step, "path": str(path)})
@@ -147,6 +147,7 @@ class Session:
             train=training,
             validation=validation,
             total=total,
+            epochs=self.core.num_epochs if self.core.max_steps < 0 else None,
             save=save,
             stop=lambda: self.stop.requested,
             save_now=self.stop.save_now,
@@ -159,7 +160,7 @@ class Session:
             self.log({"kind": "end", "step": progress.step, "failed": error.problems[0].what})
             raise
         summary = self._summary(progress, total, reason)
-        self.log({"kind": "end", "step": progress.step, **_plain(summary), "resume": resume_command(self.plan.config)})
+        self.log({"kind": "end", "step": progress.step, **_plain(summary), "next": self._next(summary)})
         if not self.stop.requested:
             self.observers.tell("run_finished", run=info, summary=_plain(summary))
         return summary
@@ -217,7 +218,7 @@ class Session:
                 "step": step,
                 "run_name": self.run_name,
                 "task": self.core.task,
-                "task_origin": self.plan.config.origins.get("task", "default"),
+                "why": self.plan.config.origins.get("task", "default").removeprefix("derived: "),
                 "model": self.core.model,
                 "model_type": self.plan.hf_config.model_type,
                 "parameters": figures.parameters,
@@ -235,7 +236,9 @@ class Session:
                 "rows": training.rows,
                 "fill": round(training.fill, 4),
                 "validation_rows": validation.rows if validation else 0,
-                "total_steps": total,
+                "steps": total,
+                "resumed": step,
+                "epochs": round(total / max(1, training.steps(1)), 2),
                 "memory": dict(figures.memory),
                 "seed": self.core.train_seed,
                 "threads": torch.get_num_threads(),
@@ -247,7 +250,7 @@ class Session:
                 "prepared_s": round(time.monotonic() - self.started, 3),
             }
         )
-        self.log({"kind": "ledger", "step": step, **data.ledger.as_record()})
+        self.log({"kind": "ledger", "step": step, **data.ledger.record()})
         return RunInfo(
             config=self.plan.config,
             plan=self.plan,
@@ -260,19 +263,29 @@ class Session:
 
     def _summary(self, progress: Progress, total: int, reason: str | None) -> Summary:
         newest = self.checkpoints.newest()
-        first = progress.first_step_at - self.started if progress.first_step_at else 0.0
         return Summary(
             steps=progress.step,
             total_steps=total,
             loss=progress.loss,
             eval_loss=progress.eval_loss,
             best_loss=progress.best_loss,
+            best_step=progress.best_step,
             tokens=progress.tokens,
+            tokens_per_s=round(progress.tokens_here / max(progress.seconds["compute"] + progress.seconds["data"], 1e-9), 1),
             output_dir=self.output_dir,
             checkpoint=newest.path if newest else None,
-            seconds={**{name: round(value, 3) for name, value in progress.seconds.items()}, "first_step": round(first, 3)},
+            seconds={name: round(value, 3) for name, value in progress.seconds.items()},
+            first_step=round(progress.first_step_at - self.started, 3) if progress.first_step_at else None,
             stopped=reason,
         )
+
+    def _next(self, summary: Summary) -> list[str]:
+        """Commands worth typing now."""
+        if summary.steps < summary.total_steps:
+            return [resume_command(self.plan.config)]
+        if "generate" not in self.host.offers("commands") or summary.checkpoint is None:
+            return []
+        return [f'surogate generate {summary.checkpoint} --prompt "Once upon a time"']
 
 
 def _plain(summary: Summary) -> dict[str, Any]:

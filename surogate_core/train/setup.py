@@ -21,8 +21,8 @@ ADAPTER_SEED = 0x5EED
 
 @frozen(kw_only=True)
 class Trainee:
-    """The model of a run. ``adapters`` maps site names to adapter modules, empty when all weights are trained; ``computes`` holds the
-    recipe's modules, whose buffers are part of the state."""
+    """The model of a run. ``adapters`` maps site names to adapter modules, empty when all weights are trained; ``computes`` holds
+    the recipe's modules, whose buffers are part of the state."""
 
     model: nn.Module
     adapters: Mapping[str, nn.Module]
@@ -54,11 +54,12 @@ def build(plan: Plan, *, weights: Path | None = None, notice: Callable[[str], No
             module.to_empty(device="cpu")
             plan.adapter.reset(module, generator)
             module.to(device).requires_grad_(True)
-    models.check_head(model, notice=notice)
+    if remark := models.check_head(model):
+        notice(remark)
     if core.recompute:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if core.compile:
-        for layer in models.decoder_layers(model):
+        for layer in models.blocks(model)[1]:
             layer.compile()
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not trained:

@@ -23,7 +23,7 @@ from surogate_core.train.setup import Trainee
 
 
 def write_files(directory: Path, plan: Plan, trainee: Trainee, optimizer: OptimizerState, tokenizer: Any) -> None:
-    """Model (Hugging Face layout) or adapter (the ecosystem's layout), tokenizer, optimizer, recipe buffers, random state, config."""
+    """Model (Hugging Face layout) or adapter (the ecosystem's layout), tokenizer, optimizer, recipe buffers, random state."""
     if plan.adapter is not None:
         plan.adapter.save(trainee.adapters, directory, plan.config.core.model)
         tokenizer.save_pretrained(directory)

@@ -1,0 +1,35 @@
+# Targets: setup, quickstart, test, prove, lint, bench, wheels. Each installs what it needs first, into .venv.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(abspath $(VENV))/bin
+PROJECTS := pyproject.toml $(wildcard plugins/*/*/pyproject.toml)
+PACKAGES := surogate_core $(wildcard plugins/*/*/src/surogate_*)
+OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false DO_NOT_TRACK=1
+
+.PHONY: setup quickstart test prove lint bench wheels
+.NOTPARALLEL:
+
+setup: $(VENV)/installed
+
+$(VENV)/installed: requirements-dev.txt constraints.txt $(PROJECTS)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -r requirements-dev.txt && touch $@
+
+quickstart: setup
+	$(OFFLINE) PATH="$(BIN):$$PATH" bash examples/quickstart/run.sh
+
+test: setup
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup
+
+prove: setup
+	$(OFFLINE) SUROGATE_PROVE=1 $(BIN)/python -m pytest -v -m prove
+
+lint: setup
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/mypy $(PACKAGES)
+
+bench: setup
+	$(OFFLINE) $(BIN)/python bench/cpu.py
+
+wheels: setup
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-index --no-build-isolation --wheel-dir dist . $(sort $(dir $(filter plugins/%,$(PROJECTS))))

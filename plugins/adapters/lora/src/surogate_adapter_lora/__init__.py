@@ -1,0 +1,1 @@
+"""LoRA for surogate, saved in PEFT's format."""

@@ -1,0 +1,76 @@
+"""The adapter ``lora`` and its options."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from attrs import field, frozen
+
+from surogate_core.errors import Problem
+from surogate_core.hookspecs import hookimpl
+from surogate_core.offers import Offer, Range, doc, ge, gt, normal_name
+
+if TYPE_CHECKING:
+    from surogate_core.plan import Plan
+
+
+def _not_empty(instance: object, attribute: Any, value: list[str]) -> None:
+    if not value:
+        raise ValueError('must name at least one layer, or "all"')
+
+
+@frozen(kw_only=True)
+class Options:
+    """Options of `adapter = "lora"`."""
+
+    lora_rank: int = field(default=16, validator=ge(1), metadata=doc("Rank of the update of each adapted layer."))
+    lora_alpha: int = field(
+        default=32, validator=gt(0), metadata=doc("Scale: the update is multiplied by `lora_alpha` / `lora_rank`.")
+    )
+    lora_dropout: float = field(
+        default=0.05, validator=Range(low=0, below=1), metadata=doc("Dropout on the input of the adapter while training.")
+    )
+    lora_dtype: Literal["fp32", "bf16"] = field(
+        default="fp32", metadata=doc("Precision of the trained weights and of the saved adapter.")
+    )
+    lora_target_modules: list[str] = field(
+        factory=lambda: ["all"],
+        validator=_not_empty,
+        metadata=doc(
+            "Layers to adapt, by last part or end of their name (`q_proj`, `layers.0.mlp.up_proj`); `all`: every linear layer."
+        ),
+    )
+
+
+@hookimpl
+def register_adapters() -> list[Offer]:
+    return [
+        Offer(
+            "lora",
+            Options,
+            build="surogate_adapter_lora.lora:build",
+            summary="Low-rank updates beside frozen linear layers, saved in PEFT's format.",
+        )
+    ]
+
+
+@hookimpl
+def register_commands() -> list[Offer]:
+    home = "surogate_adapter_lora.commands"
+    return [
+        Offer("eval", None, build=f"{home}:eval_command", summary="Loss and perplexity on the validation data of a config."),
+        Offer(
+            "generate", None, build=f"{home}:generate_command", summary="Continue text with a model, adapter, checkpoint or run."
+        ),
+        Offer("merge", None, build=f"{home}:merge_command", summary="Add a LoRA adapter to its base model's weights."),
+    ]
+
+
+@hookimpl
+def check_plan(plan: Plan, device: str) -> list[Problem]:
+    core = plan.config.core
+    if not core.lora or normal_name(core.adapter) != "lora":
+        return []
+    from surogate_adapter_lora.targets import check_targets
+
+    return check_targets(plan.config.of(Options).lora_target_modules, plan.sites)

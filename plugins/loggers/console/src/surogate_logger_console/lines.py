@@ -1,0 +1,137 @@
+"""Records as text. Every field is optional: what a record does not have is not printed."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+
+def duration(seconds: float) -> str:
+    """``7s``, ``3m05s``, ``2h04m``."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+def count(number: float) -> str:
+    """``812``, ``10.6k``, ``1.23M``, ``4.5B``."""
+    for limit, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= limit:
+            return f"{number / limit:.3g}{unit}"
+    return f"{number:g}"
+
+
+def _fields(record: Mapping[str, Any], *formats: tuple[str, str]) -> list[str]:
+    return [text.format(record[key]) for key, text in formats if record.get(key) is not None]
+
+
+def banner(run: Mapping[str, Any]) -> list[str]:
+    """The ``run`` record: what is about to happen."""
+    lines = []
+
+    def line(label: str, *parts: str) -> None:
+        text = ", ".join(part for part in parts if part)
+        if text:
+            lines.append(f"{label:<13}{text}")
+
+    line("run", *_fields(run, ("run_name", "{}")))
+    line("task", " ".join(_fields(run, ("task", "{}"), ("task_origin", "({})"))))
+    line("model", " ".join(_fields(run, ("model", "{}"), ("model_type", "({})"))))
+    if _has(run, "trainable", "parameters"):
+        line("parameters", f"{count(run['trainable'])} trainable of {count(run['parameters'])}")
+    line("computation", *_fields(run, ("recipe", "recipe {}"), ("dtype", "{}"), ("device", "on {}"), ("adapter", "adapter {}")))
+    line("optimizer", *_fields(run, ("optimizer", "{}"), ("seed", "seed {}")))
+    if _has(run, "micro_batch", "accumulation", "ranks"):
+        micro, accumulation, ranks = run["micro_batch"], run["accumulation"], run["ranks"]
+        sizes = f"{micro * accumulation * ranks} rows = micro-batch {micro} × accumulation {accumulation} × ranks {ranks}"
+        line("batch", sizes, *_fields(run, ("tokens_per_step", "{:,} tokens a step")))
+    line("data", *_fields(run, ("rows", "{:,} rows"), ("fill", "{:.1%} full"), ("validation_rows", "{:,} rows for validation")))
+    line("steps", *_fields(run, ("total_steps", "{:,}")), f"from step {run['step']}" if run.get("step") else "")
+    line("output", *_fields(run, ("output_dir", "{}")))
+    if run.get("checkpoint_dir") != run.get("output_dir"):
+        line("checkpoints", *_fields(run, ("checkpoint_dir", "{}")))
+    return lines
+
+
+def step_line(record: Mapping[str, Any], total: int | None, eta: float | None) -> str:
+    place = f"step {record['step']}" + (f"/{total}" if total else "")
+    parts = _fields(
+        record,
+        ("epoch", "epoch {:.2f}"),
+        ("loss", "loss {:.4f}"),
+        ("lr", "lr {:.3g}"),
+        ("grad_norm", "norm {:.3g}"),
+        ("tokens_per_s", "{:,.0f} tokens/s"),
+    )
+    return "  ".join([place, *parts, *([f"left {duration(eta)}"] if eta is not None else [])])
+
+
+def eval_line(record: Mapping[str, Any]) -> str:
+    return "  ".join(
+        [
+            "eval",
+            *_fields(
+                record, ("step", "step {}"), ("loss", "loss {:.4f}"), ("perplexity", "perplexity {:.4g}"), ("tokens", "{:,} tokens")
+            ),
+        ]
+    )
+
+
+def checkpoint_line(record: Mapping[str, Any]) -> str:
+    best = ["best so far"] if record.get("best") else []
+    return "  ".join(["checkpoint", *_fields(record, ("step", "step {}"), ("path", "{}")), *best])
+
+
+def ledger_line(record: Mapping[str, Any]) -> str:
+    """``data  rows: 90 kept, 10 dropped; tokens: ...``: every side of the ledger that is an object of counts."""
+    sides = []
+    for side, counts in record.items():
+        if isinstance(counts, Mapping):
+            told = [f"{number:,} {fate}" for fate, number in counts.items() if isinstance(number, (int, float)) and number]
+            sides += [f"{side}: {', '.join(told)}"] if told else []
+    return "data  " + "; ".join(sides)
+
+
+def decision_line(record: Mapping[str, Any]) -> str:
+    what = "stop" if record.get("stop") else " ".join(_fields(record, ("scale_lr", "learning rate × {:g}")))
+    return "  ".join(
+        part for part in ["decision", what, *_fields(record, ("step", "step {}"), ("reason", "{}"), ("owner", "by {}"))] if part
+    )
+
+
+def summary(end: Mapping[str, Any], first_loss: float | None) -> list[str]:
+    """The ``end`` record: what came out and where it is. ``first_loss`` is that of the first step, if this run made it."""
+    lines = []
+
+    def line(label: str, *parts: str) -> None:
+        if parts:
+            lines.append(f"{label:<13}{', '.join(parts)}")
+
+    line("failed", *_fields(end, ("failed", "{}")))
+    line("stopped", *_fields(end, ("stopped", "{}")))
+    last = end.get("loss")
+    fall = [f"from {first_loss:.4f} ({(last / first_loss - 1) * 100:+.1f} %)"] if last is not None and first_loss else []
+    line("loss", *_fields(end, ("loss", "{:.4f}")), *fall)
+    line("evaluation", *_fields(end, ("eval_loss", "{:.4f}"), ("best_loss", "best {:.4f}")))
+    spent = dict(end.get("seconds") or {})
+    first_step = spent.pop("first_step", None)
+    computed = spent.get("compute")
+    speed = [f"{end['tokens'] / computed:,.0f} a second"] if end.get("tokens") and computed else []
+    line("tokens", *_fields(end, ("tokens", "{:,}")), *speed)
+    line("time", *(f"{phase} {duration(seconds)}" for phase, seconds in spent.items()))
+    line("first step", *([f"{first_step:.1f}s after the start"] if first_step else []))
+    line("output", *_fields(end, ("output_dir", "{}")))
+    line("checkpoint", *_fields(end, ("checkpoint", "{}")))
+    if end.get("checkpoint") and not end.get("failed"):
+        line("next", f"surogate generate {shlex.quote(end['checkpoint'])}")
+    if end.get("resume") and (end.get("failed") or end.get("stopped")):
+        line("continue", end["resume"])
+    return lines
+
+
+def _has(record: Mapping[str, Any], *keys: str) -> bool:
+    return all(record.get(key) is not None for key in keys)

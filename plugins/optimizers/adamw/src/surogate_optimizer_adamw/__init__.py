@@ -1,0 +1,1 @@
+"""AdamW with 32-bit moments for surogate."""

@@ -1,0 +1,135 @@
+"""``surogate doctor``: one page about this installation that can be pasted into a bug report. Values of secrets never appear."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import click
+
+from surogate_core.config.sources import is_secret
+
+DISTRIBUTIONS = {
+    "torch": "2.11",
+    "transformers": "5.17",
+    "tokenizers": "",
+    "datasets": "",
+    "safetensors": "",
+    "peft": "",
+    "click": "",
+}
+PREFIXES = (
+    "HF_",
+    "HUGGINGFACE_",
+    "TRANSFORMERS_",
+    "CUDA_",
+    "NVIDIA_",
+    "TORCH",
+    "PYTORCH_",
+    "OMP_",
+    "MKL_",
+    "SUROGATE_",
+    "WANDB_",
+    "AIM_",
+)
+NAMES = ("NO_COLOR", "LOCAL_RANK", "RANK", "WORLD_SIZE", "TOKENIZERS_PARALLELISM", "XDG_CACHE_HOME")
+ROOM = 5 * 2**30
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """``2.13.0+cpu`` → (2, 13, 0)."""
+    return tuple(int(part) for part in version.split("+")[0].split(".") if part.isdigit())
+
+
+def installed(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def graphics() -> list[str]:
+    """One line a GPU as nvidia-smi tells it, without importing torch."""
+    if not shutil.which("nvidia-smi"):
+        return []
+    query = ["nvidia-smi", "--query-gpu=name,memory.total,compute_cap,driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ["nvidia-smi does not answer"]
+    return [line.strip() for line in done.stdout.splitlines() if line.strip()] if done.returncode == 0 else ["nvidia-smi fails"]
+
+
+def cache_directory() -> Path:
+    base = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
+    return Path(base).expanduser()
+
+
+def environment() -> Iterator[tuple[str, str]]:
+    for name in sorted(os.environ):
+        if name.startswith(PREFIXES) or name in NAMES:
+            yield name, "(set, not shown)" if is_secret(name) else os.environ[name]
+
+
+def full_check() -> Iterator[tuple[str, str]]:
+    """What only an import of torch can tell."""
+    import torch
+
+    yield "torch threads", str(torch.get_num_threads())
+    yield "torch CUDA", str(torch.version.cuda)
+    yield "torch sees", f"{torch.cuda.device_count()} CUDA devices" if torch.cuda.is_available() else "no CUDA device"
+
+
+@click.command()
+@click.option("--full", is_flag=True, help="Also import torch and ask it.")
+@click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
+def doctor(full: bool) -> None:
+    """Show versions, plugins, devices, disk, environment, and what is wrong with how to mend it. Ready to paste."""
+    from surogate_core.host import load_host
+
+    host = load_host(strict=False)
+    wrong: list[str] = []
+
+    def line(label: str, value: str) -> None:
+        click.echo(f"{label:<14}{value}")
+
+    line("surogate", installed("surogate") or "not installed as a distribution")
+    line("python", f"{platform.python_version()} {sys.executable}")
+    line("system", f"{platform.platform()}, {os.cpu_count()} CPUs")
+    for name, least in DISTRIBUTIONS.items():
+        version = installed(name)
+        line(name, version or "not installed")
+        if least and (version is None or numbers(version) < numbers(least)):
+            wrong.append(f'{name} {version or "is missing"}: {least} or newer is needed: pip install "{name}>={least}"')
+    for plugin in host.plugins:
+        offers = ", ".join(f"{kind} {offer.name}" for kind, offer in plugin.offers)
+        line("plugin", f"{plugin.owner}: {offers or 'hooks only'}")
+    if {plugin.owner.distribution for plugin in host.plugins} <= {"surogate"}:
+        wrong.append("no plugin is installed: pip install surogate-recipe-bf16 and those that your configuration names")
+    for broken in host.broken:
+        line("broken", f"{broken.owner} ({broken.name}): {broken.error}")
+        wrong.append(f"{broken.owner} does not load: pip install --force-reinstall {broken.owner.distribution}, or uninstall it")
+    wrong += [f"{problem.what} ({problem.where}): {problem.how}" for problem in host.collisions]
+    for gpu in graphics() or ["none (nvidia-smi is not there): runs use the CPU"]:
+        line("GPU", gpu)
+    cache = cache_directory()
+    line("cache", f"{cache}{'' if cache.exists() else ' (not there yet)'}")
+    there = next(parent for parent in (cache, *cache.parents) if parent.exists())
+    for label, path in (("disk here", Path.cwd()), ("disk cache", there)):
+        usage = shutil.disk_usage(path)
+        line(label, f"{usage.free / 2**30:.1f} GiB free of {usage.total / 2**30:.1f} GiB")
+        if usage.free < ROOM:
+            wrong.append(f"{path} has {usage.free / 2**30:.1f} GiB free: free some, or move it (output_dir, HF_HOME)")
+    if not os.access(there, os.W_OK):
+        wrong.append(f"{there} is not writable: set HF_HOME to a directory that is")
+    for name, value in environment():
+        line("environment", f"{name}={value}")
+    for label, value in full_check() if full else ():
+        line(label, value)
+    click.echo("\n".join(["", "wrong:", *(f"- {text}" for text in wrong)] if wrong else ["", "nothing is wrong"]))

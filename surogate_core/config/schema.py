@@ -1,0 +1,180 @@
+"""What the installed keys are, for editors (JSON Schema, draft 2020-12), for people (``docs/options.md``) and for ``explain``."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from attrs import frozen
+
+from surogate_core.config import Config
+from surogate_core.config.catalogue import CHOSEN_BY, Catalogue, Key, catalogue
+from surogate_core.config.known import NOT_BUILT
+from surogate_core.config.nearest import did_you_mean
+from surogate_core.config.sources import LISTS, path_of
+from surogate_core.config.structure import describe, is_union, members, optional, show
+from surogate_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from surogate_core.host import Host
+
+JSON_TYPES = {int: "integer", float: "number", bool: "boolean", str: "string"}
+
+
+# ---------------------------------------------------------------- explain
+@frozen
+class Row:
+    """One line of ``surogate explain``. Without a configuration, ``value`` is the default and ``origin`` is empty."""
+
+    key: str
+    value: str
+    origin: str
+    owner: str
+    wanted: str
+    doc: str
+
+
+def wanted(key: Key) -> str:
+    """Type and bounds in words: ``a number >= 0 and <= 1``."""
+    return " ".join([describe(key.kind), " and ".join(map(str, key.ranges))]).strip()
+
+
+def rows(host: Host, config: Config | None = None, key: str | None = None) -> list[Row]:
+    """All keys of the configuration (of the installation without one), or those at and below ``key``. Raises ConfigError for a
+    key that does not exist."""
+    known = catalogue(host)
+    found: list[Row] = []
+    if config is None:
+        tables = [
+            (f"datasets.N.{k.name}", k)
+            for k in (*known.base.values(), *(k for own in known.formats.values() for k in own.values()))
+        ]
+        for path, item in [*known.keys.items(), *tables]:
+            found.append(
+                Row(path, "required" if item.required else show(item.default), "", str(item.owner), wanted(item), item.doc)
+            )
+    else:
+        values = config.resolved()
+        for path, item in known.keys.items():
+            if path not in LISTS:
+                value = values.get(path, getattr(config.of(item.options), path))
+                found.append(Row(path, show(value), config.origins[path], str(item.owner), wanted(item), item.doc))
+        for path in values:
+            if path.startswith(tuple(f"{root}." for root in LISTS)):
+                kind = values[".".join(path.split(".")[:2]) + ".type"]
+                part = known.table(kind)[path.split(".", 2)[2]]
+                found.append(Row(path, show(values[path]), config.origins[path], str(part.owner), wanted(part), part.doc))
+    if key is None:
+        return found
+    wanted_key = path_of(key)
+    if chosen := [
+        row for row in found if row.key == wanted_key or row.key.startswith(f"{wanted_key}.") or row.key.endswith(f".{wanted_key}")
+    ]:
+        return chosen
+    if wanted_key in NOT_BUILT:
+        return [Row(wanted_key, show(NOT_BUILT[wanted_key]), "", "", "the default only", "Not available in this version.")]
+    raise ConfigError(f"there is no key {wanted_key}", how=did_you_mean(wanted_key, {row.key for row in found} | set(NOT_BUILT)))
+
+
+# ---------------------------------------------------------------- JSON Schema
+def type_schema(kind: Any) -> dict[str, Any]:
+    """JSON Schema of a type."""
+    if is_union(kind):
+        inner = [type_schema(member) for member in members(kind)] + ([{"type": "null"}] if optional(kind) else [])
+        return {"anyOf": inner}
+    origin, args = typing.get_origin(kind) or kind, typing.get_args(kind)
+    if origin is Literal:
+        return {"enum": list(args)}
+    if origin is list:
+        return {"type": "array", **({"items": type_schema(args[0])} if args else {})}
+    if origin is dict:
+        return {"type": "object", **({"additionalProperties": type_schema(args[1])} if args else {})}
+    return {"type": JSON_TYPES[origin]} if origin in JSON_TYPES else {}
+
+
+def key_schema(key: Key, names: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON Schema of one key; ``names`` are the installed offers of the kind that the key chooses."""
+    schema = type_schema(key.kind)
+    bounds = {name: bound for check in key.ranges for name, bound in check.schema().items()}
+    if names and key.kind is str:
+        schema = {"enum": sorted(names)}
+    elif names:
+        schema = {"anyOf": [{"type": "array", "items": {"enum": sorted(names)}}, {"type": "null"}]}
+    if bounds:
+        target = next((part for part in schema["anyOf"] if part.get("type") != "null"), schema) if "anyOf" in schema else schema
+        target.update(bounds)
+    return {"description": f"{key.doc} ({key.owner})", **schema, **({} if key.required else {"default": key.default})}
+
+
+def table_schema(known: Catalogue, name: str) -> dict[str, Any]:
+    """JSON Schema of one ``[[datasets]]`` table with ``type = name``."""
+    keys = known.table(name)
+    properties = {key.name: key_schema(key, {}) for key in keys.values()} | {"type": {"const": name}}
+    required = [key.name for key in keys.values() if key.required]
+    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+
+
+def json_schema(host: Host) -> dict[str, Any]:
+    """JSON Schema of a configuration file for this installation."""
+    known = catalogue(host)
+    properties: dict[str, Any] = {}
+    for key in known.keys.values():
+        if key.name in LISTS:
+            items = {"oneOf": [table_schema(known, name) for name in sorted(known.formats)]}
+            shape = {"anyOf": [{"type": "array", "minItems": 1, "items": items}, {"type": "null"}]}
+            properties[key.name] = {"description": key.doc, **shape, "default": None}
+        else:
+            properties[key.name] = key_schema(key, known.names.get(CHOSEN_BY.get(key.name, ""), {}))
+    for path, default in NOT_BUILT.items():
+        head, _, rest = path.partition(".")
+        only = {"description": "Not available in this version.", "const": default}
+        if rest:
+            table = properties.setdefault(head, {"type": "object", "properties": {}, "additionalProperties": False})
+            table["properties"][rest] = only
+        else:
+            properties.setdefault(path, only)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "surogate configuration",
+        "type": "object",
+        "properties": properties,
+        "required": [key.name for key in known.keys.values() if key.required],
+        "additionalProperties": False,
+    }
+
+
+# ---------------------------------------------------------------- docs/options.md
+def markdown(host: Host) -> str:
+    """The reference of all installed keys: the text of ``docs/options.md``."""
+    known = catalogue(host)
+    lines = [
+        "# Options",
+        "",
+        "Every key of a configuration, with its type, default and owner. This page is the output of `surogate schema --markdown`.",
+        "",
+        *_section("Core", (key for key in known.keys.values() if not key.offers)),
+        *_section("Every `[[datasets]]` and `[[validation_datasets]]` table", known.base.values()),
+    ]
+    for name, own in sorted(known.formats.items()):
+        if own:
+            lines += _section(f'More keys of a table with `type = "{name}"`', own.values())
+    classes = dict.fromkeys(key.options for key in known.keys.values() if key.offers)
+    by_class = {cls: [key for key in known.keys.values() if key.options is cls] for cls in classes}
+    for keys in sorted(by_class.values(), key=lambda keys: keys[0].offers):
+        users = " and ".join(f"{kind[:-1]} `{name}`" for kind, name in keys[0].offers)
+        lines += _section(f"Keys of {users}", keys)
+    lines += ["## Not available in this version", "", "These keys are accepted at the value shown; any other is refused.", ""]
+    lines += ["| key | value |", "|---|---|", *(f"| `{key}` | `{show(value)}` |" for key, value in sorted(NOT_BUILT.items()))]
+    return "\n".join(lines) + "\n"
+
+
+def _section(title: str, keys: Iterable[Key]) -> list[str]:
+    lines = [f"## {title}", "", "| key | type | default | owner | meaning |", "|---|---|---|---|---|"]
+    for key in keys:
+        default = "required" if key.required else f"`{show(key.default)}`"
+        owner = key.owner if isinstance(key.owner, str) else key.owner.distribution
+        kind = wanted(key) if key.name not in LISTS else "a list of tables"
+        cells = (f"`{key.name}`", kind, default, owner, key.doc)
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return [*lines, ""]

@@ -1,0 +1,90 @@
+"""What became of the rows: nothing is lost without being counted.
+
+Rows read = kept + split + truncated + dropped, and tokens likewise; a truncated sample's cut tokens are dropped tokens.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from attrs import Factory, define, frozen
+
+SHOWN = 10
+FATES = ("kept", "split", "truncated")
+
+
+@frozen
+class Bad:
+    """A row that cannot be used."""
+
+    source: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.source}: {self.reason}"
+
+
+@define
+class Ledger:
+    """Counts by what happened. ``rows`` and ``tokens`` have the keys kept, split and truncated; ``dropped_rows`` and
+    ``dropped_tokens`` have reasons. ``unusable`` counts the rows that could not be read or encoded; ``bad`` names the first."""
+
+    rows_read: int = 0
+    tokens_read: int = 0
+    rows: Counter[str] = Factory(Counter)
+    tokens: Counter[str] = Factory(Counter)
+    dropped_rows: Counter[str] = Factory(Counter)
+    dropped_tokens: Counter[str] = Factory(Counter)
+    unusable: int = 0
+    bad: list[Bad] = Factory(list)
+
+    def refuse(self, source: str, reason: str) -> None:
+        """Count a row that cannot be used."""
+        self.rows_read += 1
+        self.unusable += 1
+        self.dropped_rows[reason] += 1
+        if len(self.bad) < SHOWN:
+            self.bad.append(Bad(source, reason))
+
+    def add(self, other: Ledger) -> None:
+        self.rows_read += other.rows_read
+        self.tokens_read += other.tokens_read
+        self.unusable += other.unusable
+        for name in ("rows", "tokens", "dropped_rows", "dropped_tokens"):
+            getattr(self, name).update(getattr(other, name))
+        self.bad = (self.bad + other.bad)[:SHOWN]
+
+    def balanced(self) -> bool:
+        """True when every row and token that came in is accounted for."""
+        return (
+            self.rows_read == self.rows.total() + self.dropped_rows.total()
+            and self.tokens_read == self.tokens.total() + self.dropped_tokens.total()
+        )
+
+    def record(self) -> dict[str, Any]:
+        """Plain values for the loggers."""
+        return {
+            "rows": {"read": self.rows_read, **{fate: self.rows[fate] for fate in FATES}, "dropped": dict(self.dropped_rows)},
+            "tokens": {
+                "read": self.tokens_read,
+                **{fate: self.tokens[fate] for fate in FATES},
+                "dropped": dict(self.dropped_tokens),
+            },
+            "unusable": self.unusable,
+            "bad": [str(bad) for bad in self.bad],
+        }
+
+    def lines(self) -> list[str]:
+        """For people: one line for rows, one for tokens, and the first unusable rows."""
+        return [
+            _line("rows", self.rows_read, self.rows, self.dropped_rows),
+            _line("tokens", self.tokens_read, self.tokens, self.dropped_tokens),
+            *(f"unusable: {bad}" for bad in self.bad),
+        ]
+
+
+def _line(what: str, read: int, counts: Counter[str], dropped: Counter[str]) -> str:
+    parts = [f"{counts[fate]:,} {fate}" for fate in FATES if counts[fate]]
+    parts += [f"{count:,} dropped ({reason})" for reason, count in dropped.most_common()]
+    return f"{what}: {read:,} read = " + (" + ".join(parts) or "0 kept")

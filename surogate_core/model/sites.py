@@ -1,0 +1,66 @@
+"""The places of a model that offers may claim, read off its modules. No model is known by name here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from surogate_core.contracts import Site, SiteKind
+
+ACTIVATION_MODULES = ("transformers.activations", "torch.nn.modules.activation")
+
+
+def blocks(model: Any) -> tuple[str, nn.ModuleList]:
+    """Name and list of the decoder blocks: the module list that holds one entry a layer."""
+    count = model.config.get_text_config().num_hidden_layers
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return name, module
+    return "", nn.ModuleList()
+
+
+def list_sites(model: Any) -> tuple[Site, ...]:
+    """All sites in the model's order; see :class:`~surogate_core.contracts.Site`.
+
+    ``model`` is a transformers causal language model, usually on the meta device. Linear layers count only inside of decoder
+    blocks. Expert weights that one module stacks, (E, N, K) or (E, K, N) as the family has it, are ``stacked_linear``.
+    """
+    return tuple(_sites(model))
+
+
+def _sites(model: Any) -> Iterator[Site]:
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    prefix, layers = blocks(model)
+    for name, module in model.named_modules():
+        layer = None
+        if len(layers) and name.startswith(prefix + "."):
+            layer = int(name[len(prefix) + 1 :].partition(".")[0])
+        kind = _kind(module, embedding, head, inside=layer is not None)
+        if kind is not None:
+            weight = getattr(module, "weight", None)
+            bias = getattr(module, "bias", None) is not None
+            yield Site(name=name, kind=kind, shape=() if weight is None else tuple(weight.shape), bias=bias, layer=layer)
+        if layer is not None:
+            for role, parameter in module.named_parameters(recurse=False):
+                if parameter.ndim == 3:
+                    bias = hasattr(module, f"{role}_bias")
+                    yield Site(name=f"{name}.{role}", kind="stacked_linear", shape=tuple(parameter.shape), bias=bias, layer=layer)
+
+
+def _kind(module: nn.Module, embedding: nn.Module, head: nn.Module | None, *, inside: bool) -> SiteKind | None:
+    if module is head:
+        return "head"
+    if module is embedding:
+        return "embedding"
+    if isinstance(module, nn.Linear):
+        return "linear" if inside else None
+    title = type(module).__name__
+    if "Norm" in title:
+        return "norm"
+    if inside and title.endswith("Attention"):
+        return "attention"
+    if inside and type(module).__module__ in ACTIVATION_MODULES:
+        return "activation"
+    return None

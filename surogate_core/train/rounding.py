@@ -1,0 +1,32 @@
+"""Stochastic rounding of float32 to bfloat16, so that updates smaller than half a bfloat16 step are not lost."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_MIX = 0x9E3779B97F4A7C15
+"""2^64 divided by the golden ratio: spreads consecutive steps over the 64-bit seeds (Steele, Lea, Flood, "SplitMix", 2014)."""
+
+
+def step_generator(device: torch.device, seed: int, step: int) -> torch.Generator:
+    """A generator that depends on (seed, step) alone: a resumed run draws what the uninterrupted one did."""
+    mixed = (seed + step * _MIX) % 2**64
+    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+    mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) % 2**64
+    return torch.Generator(device).manual_seed((mixed ^ (mixed >> 31)) % 2**63)
+
+
+def stochastic_round_(target: Tensor, source: Tensor, generator: torch.Generator) -> Tensor:
+    """Write ``source`` (float32) to ``target`` (bfloat16, same shape), up or down with probabilities that keep the mean.
+
+    Adds 16 random bits below the bfloat16 mantissa and truncates. Values that bfloat16 holds, infinities and NaN are kept.
+    """
+    noise = torch.empty(-(-source.numel() // 4), dtype=torch.int64, device=source.device)
+    noise.random_(-(2**63), None, generator=generator)
+    noise16 = noise.view(torch.int16)[: source.numel()].view(source.shape)
+    bits = noise16.to(torch.int32).add_(source.view(torch.int32)).add_(2**15)
+    upper = bits.unsqueeze(-1).view(torch.int16)[..., 1]  # the machine is little-endian
+    target.view(torch.int16).copy_(upper)
+    # the carry of a NaN with all mantissa bits set (as CUDA makes it) would end in -0
+    return target.masked_fill_(source.isnan(), torch.nan)

@@ -1,0 +1,122 @@
+"""The conformance checks of ``surogate_core.testing`` over every installed offer: what a third party's plugin has to pass too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import attrs
+import pytest
+
+from surogate_core import testing
+from surogate_core.contracts import LoggerContext
+from surogate_core.host import load_host
+from surogate_core.offers import Offer
+
+HOST = load_host()
+
+
+def offers(kind: str) -> list[Offer]:
+    return list(HOST.offers(kind).values())
+
+
+def build(offer: Offer, context: object) -> object:
+    return offer.load()(offer.options() if offer.options else None, context)
+
+
+def each(kind: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("offer", offers(kind), ids=lambda offer: offer.name)
+
+
+@each("recipes")
+def test_recipe(offer: Offer) -> None:
+    testing.check_recipe(build(offer, testing.context(model_dtype="fp32")), bound=1e-6)  # type: ignore[arg-type]
+
+
+@each("optimizers")
+def test_optimizer(offer: Offer) -> None:
+    testing.check_optimizer(build(offer, testing.context()))  # type: ignore[arg-type]
+
+
+@each("adapters")
+def test_adapter(offer: Offer, tmp_path: Path) -> None:
+    testing.check_adapter(build(offer, testing.context()), tmp_path)  # type: ignore[arg-type]
+
+
+@each("schedules")
+def test_schedule(offer: Offer) -> None:
+    testing.check_schedule(build(offer, testing.context()))  # type: ignore[arg-type]
+
+
+@each("loggers")
+def test_logger(offer: Offer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    context = LoggerContext(
+        config=testing.context().config, output_dir=tmp_path, run_name="run", resumed=0, terminal=False, quiet=False
+    )
+    options = offer.options
+    if options is not None and "log_file" in {field.name for field in attrs.fields(options)}:
+        logger = offer.load()(options(log_file=str(tmp_path / "log.jsonl")), context)
+    else:
+        logger = build(offer, context)
+    testing.check_logger(logger)  # type: ignore[arg-type]
+
+
+@each("commands")
+def test_command_has_help(offer: Offer) -> None:
+    assert offer.load().help
+
+
+class TestTheChecksCanFail:
+    """A wrong reference plugin fails each check."""
+
+    def test_recipe(self) -> None:
+        class Halved:
+            def claim(self, site: object) -> None: ...
+            def linear(self, site: object) -> object:
+                return lambda x, weight, bias: 0.5 * (x @ weight.t())
+
+        with pytest.raises(AssertionError, match="output: relative error 5"):
+            testing.check_recipe(Halved(), bound=1e-3)  # type: ignore[arg-type]
+
+    def test_schedule(self) -> None:
+        with pytest.raises(AssertionError, match="rises"):
+            testing.check_schedule(lambda progress: 1.0 - progress if progress < 0.5 else 0.8)
+
+    def test_optimizer(self) -> None:
+        import torch
+
+        class Forgetful:
+            """Momentum that is not in its state."""
+
+            def state_bytes(self, shape: tuple[int, ...]) -> int:
+                return 0
+
+            def bind(self, groups: object, seed: int) -> object:
+                params = groups[0].params  # type: ignore[index]
+                momentum = [torch.zeros_like(parameter) for parameter in params]
+
+                class State:
+                    def step(self, lr: torch.Tensor, step: int) -> None:
+                        with torch.no_grad():
+                            for parameter, velocity in zip(params, momentum, strict=True):
+                                velocity.mul_(0.9).add_(parameter.grad)
+                                parameter.sub_(lr * velocity)
+
+                    def state_dict(self) -> dict[str, torch.Tensor]:
+                        return {}
+
+                    def load_state_dict(self, state: object) -> None: ...
+
+                return State()
+
+        with pytest.raises(AssertionError, match="differ from 6 steps"):
+            testing.check_optimizer(Forgetful())  # type: ignore[arg-type]
+
+    def test_logger(self) -> None:
+        class Picky:
+            def log(self, record: dict[str, object]) -> None:
+                record["loss"]
+
+            def close(self) -> None: ...
+
+        with pytest.raises(KeyError):
+            testing.check_logger(Picky())  # type: ignore[arg-type]

@@ -1,0 +1,84 @@
+"""Every hook, every option and every option's owner is documented."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import attrs
+import pytest
+
+from surogate_core import hookspecs
+from surogate_core.config.known import HOMES, NAME_HOMES, NOT_BUILT, NOT_BUILT_NAMES
+from surogate_core.config.options import CoreOptions, DatasetOptions
+from surogate_core.host import HOOKS, KINDS, OBSERVERS, load_host
+
+ROOT = Path(__file__).resolve().parents[1]
+HOST = load_host()
+OFFERS = [(kind, offer) for plugin in HOST.plugins for kind, offer in plugin.offers]
+OPTIONS = list(dict.fromkeys([CoreOptions, DatasetOptions, *(offer.options for _, offer in OFFERS if offer.options)]))
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_every_hook_has_a_docstring_that_says_who_calls_or_what_a_return_means(name: str) -> None:
+    assert len(inspect.getdoc(getattr(hookspecs, name)) or "") > 30
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_every_hook_has_a_user_among_the_plugins_of_this_repository(name: str) -> None:
+    assert HOST.implementations(name), f"hook {name} has no user"
+
+
+def test_hooks_are_the_three_groups() -> None:
+    assert set(HOOKS) == {f"register_{kind}" for kind in KINDS} | set(OBSERVERS) | {"check_config", "check_plan"}
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: f"{options.__module__}.{options.__name__}")
+def test_every_option_is_documented(options: type) -> None:
+    for field in attrs.fields(options):
+        text = field.metadata.get("doc", "")
+        assert text, f"{field.name} has no doc"
+        assert text.rstrip().endswith("."), f"{field.name}: a sentence ends with a full stop"
+
+
+@pytest.mark.parametrize(("kind", "offer"), OFFERS, ids=lambda value: value if isinstance(value, str) else value.name)
+def test_every_offer_has_a_summary(kind: str, offer: object) -> None:
+    assert offer.summary  # type: ignore[attr-defined]
+
+
+def test_options_page_names_every_key() -> None:
+    page = (ROOT / "docs" / "options.md").read_text()
+    for options in OPTIONS:
+        for field in attrs.fields(options):
+            if field.metadata.get("key", True):
+                assert f"`{field.name}`" in page, f"docs/options.md lacks {field.name}"
+
+
+def test_homes_of_keys_and_names_are_those_of_the_plugins() -> None:
+    keys = {
+        field.name: offer.owner.distribution
+        for _, offer in OFFERS
+        if offer.options and offer.owner.distribution.startswith("surogate-")
+        for field in attrs.fields(offer.options)
+    }
+    assert keys == HOMES
+    selectors = {
+        "recipes": "recipe",
+        "optimizers": "optimizer",
+        "adapters": "adapter",
+        "datasets": "type",
+        "loggers": "report_to",
+    }
+    names = {
+        (selectors[kind], offer.name): offer.owner.distribution
+        for kind, offer in OFFERS
+        if kind in selectors and offer.owner.distribution.startswith("surogate-")
+    }
+    assert names == NAME_HOMES
+
+
+def test_nothing_is_both_built_and_not_built() -> None:
+    built = {field.name for options in OPTIONS for field in attrs.fields(options)}
+    assert not built & NOT_BUILT.keys()
+    for key, names in NOT_BUILT_NAMES.items():
+        assert not {(key, name) for name in names} & NAME_HOMES.keys()

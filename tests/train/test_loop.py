@@ -1,0 +1,92 @@
+"""The loop's own functions: gradients that do not depend on how a step is split, decisions, late reading, non-finite losses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+
+from surogate_core import model as models
+from surogate_core import testing
+from surogate_core.contracts import Context
+from surogate_core.data.batches import Batches
+from surogate_core.data.corpus import Corpus
+from surogate_core.train.loop import accumulate, clip
+from surogate_core.train.single import Single
+
+SEQUENCE, ROWS = 24, 8
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return testing.tiny_model(tmp_path_factory.mktemp("model"))
+
+
+def ragged() -> Corpus:
+    """Eight documents that fill a row each only in part, with weights of 0, 1 and in between, one of them fully masked."""
+    rng = np.random.default_rng(0)
+    tokens, weights, pieces, at = [], [], [], 0
+    for number in range(ROWS):
+        length = int(rng.integers(13, SEQUENCE + 1))
+        tokens.append(rng.integers(0, 256, length))
+        weight = rng.choice([0.0, 0.5, 1.0], length, p=[0.5, 0.2, 0.3]) if number != 3 else np.zeros(length)
+        weight[0] = 0.0
+        weights.append(weight)
+        pieces.append((at, at + length, at + length))
+        at += length
+    return Corpus(
+        tokens=np.concatenate(tokens).astype(np.int32),
+        weights=np.concatenate(weights).astype(np.float32),
+        pieces=np.array(pieces, dtype=np.int64),
+        sources=[f"row {number}" for number in range(ROWS)],
+    )
+
+
+def gradients(directory: Path, batch: int, accumulation: int) -> tuple[float, dict[str, torch.Tensor]]:
+    core = testing.context(model=str(directory), sequence_len=SEQUENCE, model_dtype="fp32").config
+    model = models.load_model(models.read_config(core), core, device=torch.device("cpu")).double()
+    batches = Batches(ragged(), sequence_len=SEQUENCE, batch_size=batch, accumulation=accumulation, seed=7, packing=False, pad_id=0)
+    loss = accumulate(model, batches.step(0), Single("cpu"))
+    return float(loss), {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def by_hand(directory: Path) -> tuple[float, dict[str, torch.Tensor]]:
+    """The same step as a plain transformers loop, one document at a time, without any of our code in the computation."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float64)
+    corpus = ragged()
+    total, weight = torch.zeros((), dtype=torch.float64), 0.0
+    for start, stop, _ in corpus.pieces:
+        ids = torch.tensor(corpus.tokens[start:stop], dtype=torch.long)
+        weights = torch.tensor(corpus.weights[start + 1 : stop], dtype=torch.float64)
+        logits = model(ids[None]).logits[0, :-1]
+        total = total + (F.cross_entropy(logits, ids[1:], reduction="none") * weights).sum()
+        weight += float(weights.sum())
+    (total / weight).backward()
+    return float(total.detach() / weight), {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize(("batch", "accumulation"), [(8, 1), (4, 2), (1, 8)])
+def test_gradients_do_not_depend_on_the_split_and_equal_a_plain_loop(directory: Path, batch: int, accumulation: int) -> None:
+    wanted_loss, wanted = by_hand(directory)
+    loss, found = gradients(directory, batch, accumulation)
+    assert loss == pytest.approx(wanted_loss, abs=1e-10)
+    assert found.keys() == wanted.keys()
+    for name, gradient in wanted.items():
+        assert float((found[name] - gradient).abs().max()) < 1e-10, name
+
+
+def test_norm_is_the_one_before_clipping() -> None:
+    parameters = [torch.nn.Parameter(torch.zeros(3)), torch.nn.Parameter(torch.zeros(2, 2))]
+    parameters[0].grad, parameters[1].grad = torch.full((3,), 2.0), torch.full((2, 2), 1.0)
+    assert float(clip(parameters, 1.0)) == pytest.approx(4.0)
+    assert float(clip(parameters, 0.0)) == pytest.approx(1.0)
+    assert float(clip(parameters, 0.5)) == pytest.approx(1.0)
+    assert float(clip(parameters, 0.0)) == pytest.approx(0.5, rel=1e-5)
+
+
+def test_context_of_a_plugin_has_the_core_options() -> None:
+    assert isinstance(testing.context(learning_rate=1.0), Context)
