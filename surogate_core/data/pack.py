@@ -1,8 +1,8 @@
 """Packing: which pieces share a row.
 
 Best-fit decreasing (Johnson 1973): pieces from long to short, each into the row with the least room that still holds it. Rows
-are found by their room in a bit set held in one Python integer, so that a piece costs one shift. Pieces are shuffled first and packed
-window by window, so that neighbours in the data are spread over rows and memory stays flat.
+are found by their room in a bit set held in one Python integer, so that a piece costs one shift. Pieces are shuffled first and
+packed window by window, so that neighbours in the data are spread over rows.
 """
 
 from __future__ import annotations

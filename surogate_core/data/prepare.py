@@ -118,7 +118,8 @@ class Gathered:
     def _place(self, sample: Encoded, first_file: int, overlong: str, core: CoreOptions, ledger: Ledger) -> str:
         """Place one sample; returns its fate, or the reason why it is dropped."""
         tokens, weights = sample.tokens, sample.weights
-        assert tokens is not None and weights is not None
+        assert tokens is not None
+        assert weights is not None
         ledger.tokens_read += len(tokens)
         kind = self.kinds[sample.kind]
         kind[0] += 1

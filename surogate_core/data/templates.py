@@ -1,12 +1,15 @@
 """Chat templates by name, for tokenizers that have none (``template = "chatml"``), and templates from files.
 
-All of them mark the assistant's text with ``{% generation %}``, its end-of-turn marker included, so that what is trained is said by the template itself.
+All of them mark the assistant's text with ``{% generation %}``, its end-of-turn marker included, so that the template itself says
+what is trained.
 
-chatml   <|im_start|>role … <|im_end|>, as OpenAI described it
-qwen     chatml with Qwen 2.5's tools and tool calls
+chatml   <|im_start|>role … <|im_end|>, with tools and tool calls as JSON in XML tags, as Hermes and Qwen 2.5 write them
+qwen     the same; no default system prompt
 llama3   <|start_header_id|>role<|end_header_id|> … <|eot_id|>
 mistral  [INST] … [/INST] … </s>; the system prompt goes before the first user message
 gemma    <start_of_turn>user|model … <end_of_turn>; the system prompt goes before the first user message
+
+The last three know no tools.
 """
 
 from __future__ import annotations
@@ -17,30 +20,15 @@ from typing import Any
 from surogate_core.config.options import CoreOptions
 from surogate_core.errors import DataError
 
-_CHATML_TURN = """{%- if message.role == 'assistant' -%}
-{{- '<|im_start|>assistant\\n' -}}{%- generation -%}{{- (message.content or '') -}}
-CALLS{{- '<|im_end|>' -}}{%- endgeneration -%}{{- '\\n' -}}"""
-_CHATML_END = """{%- else -%}
-{{- '<|im_start|>' + message.role + '\\n' + (message.content or '') + '<|im_end|>\\n' -}}
-{%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"""
-
-_CALLS = """{%- for call in message.tool_calls or [] -%}
-{{- ('\\n' if message.content or not loop.first else '') + '<tool_call>\\n' -}}
-{{- '{"name": "' + (call.function or call).name + '", "arguments": ' + (call.function or call).arguments | tojson + '}\\n</tool_call>' -}}
-{%- endfor -%}
-"""
-
-_QWEN_START = """{%- set system = messages[0].content if messages and messages[0].role == 'system' else '' -%}
+_CHATML = """{%- set system = messages[0].content if messages and messages[0].role == 'system' else '' -%}
 {%- if tools -%}
 {{- '<|im_start|>system\\n' + (system + '\\n\\n' if system else '') -}}
 {{- '# Tools\\n\\nYou may call one or more functions to assist with the user query.\\n\\n' -}}
 {{- 'You are provided with function signatures within <tools></tools> XML tags:\\n<tools>' -}}
 {%- for tool in tools -%}{{- '\\n' + tool | tojson -}}{%- endfor -%}
 {{- '\\n</tools>\\n\\nFor each function call, return a json object with function name and arguments within ' -}}
-{{- '<tool_call></tool_call> XML tags:\\n<tool_call>\\n{"name": <function-name>, "arguments": <args-json-object>}\\n</tool_call>' -}}
-{{- '<|im_end|>\\n' -}}
+{{- '<tool_call></tool_call> XML tags:\\n<tool_call>\\n' -}}
+{{- '{"name": <function-name>, "arguments": <args-json-object>}\\n</tool_call><|im_end|>\\n' -}}
 {%- elif system -%}
 {{- '<|im_start|>system\\n' + system + '<|im_end|>\\n' -}}
 {%- endif -%}
@@ -50,7 +38,19 @@ _QWEN_START = """{%- set system = messages[0].content if messages and messages[0
 {{- '<|im_start|>user' if loop.first or messages[loop.index0 - 1].role != 'tool' else '' -}}
 {{- '\\n<tool_response>\\n' + (message.content or '') + '\\n</tool_response>' -}}
 {{- '<|im_end|>\\n' if loop.last or messages[loop.index0 + 1].role != 'tool' else '' -}}
-{%- el"""
+{%- elif message.role == 'assistant' -%}
+{{- '<|im_start|>assistant\\n' -}}{%- generation -%}{{- message.content or '' -}}
+{%- for call in message.tool_calls or [] -%}
+{{- ('\\n' if message.content or not loop.first else '') + '<tool_call>\\n' -}}
+{%- set call = call.function or call -%}
+{{- '{"name": "' + call.name + '", "arguments": ' + call.arguments | tojson + '}\\n</tool_call>' -}}
+{%- endfor -%}
+{{- '<|im_end|>' -}}{%- endgeneration -%}{{- '\\n' -}}
+{%- else -%}
+{{- '<|im_start|>' + message.role + '\\n' + (message.content or '') + '<|im_end|>\\n' -}}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"""
 
 _LLAMA3 = """{{- bos_token or '' -}}
 {%- for message in messages -%}
@@ -92,8 +92,8 @@ _GEMMA = """{{- bos_token or '' -}}
 {%- if add_generation_prompt -%}{{- '<start_of_turn>model\\n' -}}{%- endif -%}"""
 
 TEMPLATES: dict[str, str] = {
-    "chatml": "{%- for message in messages -%}\n" + _CHATML_TURN.replace("CALLS", "") + _CHATML_END,
-    "qwen": _QWEN_START + _CHATML_TURN.replace("CALLS", _CALLS).removeprefix("{%- ") + _CHATML_END,
+    "chatml": _CHATML,
+    "qwen": _CHATML,
     "llama3": _LLAMA3,
     "mistral": _MISTRAL,
     "gemma": _GEMMA,

@@ -105,7 +105,7 @@ def encode(source: Source, job: Job, form: Format, report: Callable[[int], None]
     chunks = iter(lambda: list(islice(rows, CHUNK)), [])
     workers = workers_for(job.core, form, source.size)
     done = 0
-    for results in map(lambda chunk: encode_rows(form, chunk), chunks) if not workers else _spread(chunks, job, workers):
+    for results in _spread(chunks, job, workers) if workers else (encode_rows(form, chunk) for chunk in chunks):
         yield from results
         done += len(results)
         report(done)

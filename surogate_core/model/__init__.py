@@ -14,6 +14,7 @@ _HOMES = {
     "context_length": "config",
     "skeleton": "load",
     "load_model": "load",
+    "recompute_layers": "load",
     "list_sites": "sites",
     "blocks": "sites",
     "SlotLinear": "slots",

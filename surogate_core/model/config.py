@@ -15,7 +15,6 @@ CONFIG_FILES = ("*.json", "*.jinja", "tokenizer.model", "*.tiktoken", "merges.tx
 SAFE_FILES = ("model.safetensors", "model.safetensors.index.json")
 PICKLE_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 SCALED = ("linear", "dynamic", "yarn")
-CONFIG_KEYS = ("model_type", "rope_scaling", "max_model_len", "sequence_len")
 
 
 def fetch(core: CoreOptions, source: str | Path | None = None, patterns: Sequence[str] = CONFIG_FILES) -> Path:
@@ -113,7 +112,7 @@ def _model_type(raw: dict[str, Any], core: CoreOptions, path: Path) -> str:
             where=f"model_type; {path}",
             how=f"remove model_type or set it to {declared!r}",
         )
-    return declared or wanted
+    return str(declared or wanted)
 
 
 def _plain(name: str) -> str:

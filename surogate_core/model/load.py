@@ -67,14 +67,24 @@ def load_model(
         model = _random(hf_config, core, prepare)
     else:
         model = _read(hf_config, core, source, prepare, notice)
-    model.to(device)
     for name, layer in slot_layers(model):
         if layer.adapter is not None and any(p.is_meta for p in layer.adapter.parameters()):
             layer.adapter.to_empty(device=device)
         if any(tensor.is_meta for tensor in layer.state_dict().values()):
             raise ModelError("a recipe's compute module is on the meta device and has no values", where=name)
+    model.to(device)
     _fix_rotary(model, core.sequence_len)
     return model.train()
+
+
+def recompute_layers(model: Any) -> None:
+    """From now on keep only the inputs of each decoder layer and compute its activations again in the backward pass. Raises
+    ModelError for families that cannot."""
+    turn_on = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    try:
+        turn_on({"use_reentrant": False})
+    except ValueError as error:
+        raise ModelError(f"recompute: {first_line(error)}", where="recompute", how="set recompute = false") from error
 
 
 def _model_class(hf_config: Any, core: CoreOptions) -> Any:
@@ -180,14 +190,14 @@ def _stored_dtype(directory: Path, files: tuple[str, ...], hf_config: Any) -> st
     return "float16" if "F16" in kinds else "other"
 
 
-def _cast(model: nn.Module, dtype: torch.dtype) -> None:
+def _cast(model: Any, dtype: torch.dtype) -> None:
     """Parameters and saved buffers to ``dtype``. Unsaved buffers, such as rotary frequencies, keep their precision."""
     strict = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
     saved = model.state_dict(keep_vars=True)
     for name, tensor in saved.items():
         if tensor.is_floating_point() and not any(part in strict for part in name.split(".")):
             tensor.data = tensor.data.to(dtype)
-    model.config.dtype = dtype  # type: ignore[union-attr]
+    model.config.dtype = dtype
 
 
 def _check(report: dict[str, Any], directory: Path) -> None:
@@ -216,19 +226,20 @@ def _leave_no_trace(model: Any) -> None:
     vars(model).pop("is_quantized", None)
 
 
-def _fix_rotary(model: nn.Module, length: int) -> None:
+def _fix_rotary(model: Any, length: int) -> None:
     """Rotary frequencies that transformers recomputes from the longest position it has met (dynamic, longrope) are set to those
     of a full row and stay so: else they depend on earlier batches, and are read back from the device in every forward."""
     for module in model.modules():
-        kinds = getattr(module, "rope_type", None)
-        per_layer = kinds if isinstance(kinds, dict) else {None: kinds}
+        kinds: Any = getattr(module, "rope_type", None)
+        per_layer = dict(kinds) if isinstance(kinds, dict) else {None: kinds}
         for layer_type, kind in per_layer.items():
             if isinstance(kind, str) and ("dynamic" in kind or kind == "longrope"):
                 device = next(model.parameters()).device
                 last = torch.full((1, 1), length - 1, device=device)
                 named = {} if layer_type is None else {"layer_type": layer_type}
                 module(torch.zeros(1, device=device), last, **named)
-                module.rope_type = "fixed" if layer_type is None else {**module.rope_type, layer_type: "fixed"}
+                kinds = "fixed" if layer_type is None else {**kinds, layer_type: "fixed"}
+                module.rope_type = kinds
 
 
 @register_quantization_config(_HOOK)

@@ -8,6 +8,7 @@ tensors, which autograd could not do without a full-size zero gradient for each 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -21,8 +22,8 @@ _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_bac
 _library = torch.library.Library("surogate", "FRAGMENT")
 _library.define("packed_attention(Tensor q, Tensor k, Tensor v, Tensor ids, float scale, int window) -> (Tensor, Tensor)")
 _library.define(
-    "packed_attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor ids, Tensor out, Tensor lse, float scale, int window)"
-    " -> (Tensor, Tensor, Tensor)"
+    "packed_attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor ids, Tensor out, Tensor lse, float scale, "
+    "int window) -> (Tensor, Tensor, Tensor)"
 )
 
 
@@ -39,7 +40,7 @@ def _documents(ids: Tensor) -> Iterator[tuple[int, slice]]:
     length = ids.shape[1]
     for row in range(ids.shape[0]):
         cuts = [0, *(torch.nonzero(ids[row, 1:] != ids[row, :-1]).flatten() + 1).tolist(), length]
-        yield from ((row, slice(start, stop)) for start, stop in zip(cuts, cuts[1:], strict=False))
+        yield from ((row, slice(start, stop)) for start, stop in pairwise(cuts))
 
 
 def _bias(length: int, window: int, like: Tensor, kept: dict[int, Tensor]) -> Tensor | None:

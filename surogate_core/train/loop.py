@@ -54,8 +54,14 @@ class Progress:
 
 @frozen(kw_only=True)
 class Job:
-    """What the loop works on. ``epochs`` is where the data end (None: ``total`` steps, whatever the epoch). ``save(progress, last)`` writes a checkpoint; ``stop()`` names the reason to end early, or is None;
-    ``save_now()`` is true once when the user asked for a checkpoint; ``tell(hook, record)`` logs a record and asks observers."""
+    """What the loop works on.
+
+    epochs    where the data end; None when ``max_steps`` is set, whatever the epoch
+    save      ``save(progress, last)`` writes a checkpoint
+    stop      names the reason to end early, or is None
+    save_now  true once when the user asked for a checkpoint
+    tell      ``tell(hook, record)`` logs a record and asks the observers of ``hook`` ("" for none)
+    """
 
     core: CoreOptions
     model: nn.Module

@@ -25,7 +25,8 @@ def stochastic_round_(target: Tensor, source: Tensor, generator: torch.Generator
     noise = torch.empty(-(-source.numel() // 4), dtype=torch.int64, device=source.device)
     noise.random_(-(2**63), None, generator=generator)
     noise16 = noise.view(torch.int16)[: source.numel()].view(source.shape)
-    bits = (noise16.to(torch.int32) + 2**15).add_(source.view(torch.int32)).bitwise_right_shift_(16)
-    rounded = bits.to(torch.int16).view(torch.bfloat16)
+    bits = noise16.to(torch.int32).add_(source.view(torch.int32)).add_(2**15)
+    upper = bits.unsqueeze(-1).view(torch.int16)[..., 1]  # the machine is little-endian
+    target.view(torch.int16).copy_(upper)
     # the carry of a NaN with all mantissa bits set (as CUDA makes it) would end in -0
-    return target.copy_(torch.where(source.isnan(), source.to(torch.bfloat16), rounded))
+    return target.masked_fill_(source.isnan(), torch.nan)

@@ -57,7 +57,7 @@ def execute(
     checkpoint_dir = Path(config.core.checkpoint_dir or output_dir)
     plan = make_plan(config, host)
     say = (lambda text: None) if quiet else (lambda text: print(text, file=sys.stderr, flush=True))
-    with OutputLock(output_dir, checkpoint_dir), StopRequest(output_dir, say) as stop:
+    with OutputLock(output_dir, checkpoint_dir), StopRequest(say, output_dir) as stop:
         session = Session(plan, host, output_dir, checkpoint_dir, stop, quiet=quiet, started=started)
         try:
             summary = session.run(fresh=fresh, allow_drift=allow_drift)

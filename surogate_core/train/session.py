@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +12,17 @@ import attrs
 import torch
 
 from surogate_core import model as models
-from surogate_core.contracts import LoggerContext, OptimizerState, RunInfo
+from surogate_core.contracts import LoggerContext, RunInfo
 from surogate_core.data import Prepared, prepare
 from surogate_core.data.batches import Batches
 from surogate_core.errors import ResumeError, SurogateError
 from surogate_core.host import Host, Observers, attributed
 from surogate_core.offers import Owner
 from surogate_core.plan import Plan
-from surogate_core.train import drift, durable
-from surogate_core.train.checkpoint import Checkpoints, Saved, read, room, set_aside
+from surogate_core.train import drift
+from surogate_core.train.checkpoint import Checkpoints, Saved, room, set_aside
 from surogate_core.train.loop import Job, Progress, train
-from surogate_core.train.records import Fanout, Records
+from surogate_core.train.records import Fanout, Records, redact
 from surogate_core.train.run import Summary, resume_command
 from surogate_core.train.setup import Trainee, bind_optimizer, build
 from surogate_core.train.signals import StopRequest
@@ -94,9 +93,8 @@ class Session:
 
     # ------------------------------------------------------------ the run
     def run(self, *, fresh: bool, allow_drift: bool) -> Summary:
-        for directory in {self.output_dir, self.checkpoints.root} if fresh else ():
-            if aside := set_aside(directory):
-                self.notice(f"started over; the earlier run is kept in {aside}")
+        if fresh and (aside := set_aside(self.output_dir, self.checkpoints.root)):
+            self.notice(f"started over; the earlier run is kept in {aside}")
         tokenizer = models.load_tokenizer(self.core)
         data = prepare(self.plan.config, self.host, tokenizer, self.notice)
         training, validation = self._batches(data, tokenizer)
@@ -125,9 +123,9 @@ class Session:
                 "finished": last,
                 "run_name": self.run_name,
                 "environment": drift.environment(self.host, data.fingerprint),
-                "ledger": data.ledger.as_record(),
+                "ledger": data.ledger.record(),
             }
-            path = self.checkpoints.save(progress.step, write, state)
+            path = self.checkpoints.save(progress.step, write, redact(state))
             if progress.best_step == progress.step:
                 self.checkpoints.mark_best(path)
             self.log({"kind": "checkpoint", "step": progress.step, "path": str(path)})
@@ -136,7 +134,7 @@ class Session:
         def tell(hook: str, record: dict[str, Any]) -> list[tuple[Owner, Any]]:
             self.log(record)
             if hook == "step_finished" and progress.step == 1:
-                self._rehearse(write, trainee, optimizer)
+                self.checkpoints.rehearse(write, lambda directory: rehearse(directory, optimizer, trainee))
             return self.observers.tell(hook, run=info, record=record) if hook else []
 
         job = Job(
@@ -167,16 +165,6 @@ class Session:
             self.observers.tell("run_finished", run=info, summary=_plain(summary))
         return summary
 
-    def _rehearse(self, write: Callable[[Path], None], trainee: Trainee, optimizer: OptimizerState) -> None:
-        """After the first step: save into a directory of its own, read everything back, compare, remove it again."""
-        place = self.checkpoints.root / ".rehearsal"
-        if place.exists():  # left by a process that died here
-            durable.remove_tree(place)
-        path = Checkpoints(place, 1).save(1, write, {})
-        read(path).verify()
-        rehearse(path, optimizer, trainee)
-        durable.remove_tree(place)
-
     def _batches(self, data: Prepared, tokenizer: Any) -> tuple[Batches, Batches | None]:
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
 
@@ -197,10 +185,10 @@ class Session:
     def _continue_from(self, data: Prepared, total: int, allow_drift: bool) -> Saved | None:
         """The checkpoint to continue from, checked against this configuration."""
         saved = self.checkpoints.newest()
+        for name, why in self.checkpoints.skipped:
+            self.notice(f"{name} is not complete and is passed over: {why}")
         if saved is None:
             return None
-        for line in saved.skipped:
-            self.notice(f"passed over: {line}")
         if not self.core.resume_from_checkpoint:
             raise ResumeError(
                 f"{self.checkpoints.root} holds a checkpoint of step {saved.step}, and resume_from_checkpoint is false",
@@ -262,7 +250,7 @@ class Session:
                 "prepared_s": round(time.monotonic() - self.started, 3),
             }
         )
-        self.log({"kind": "ledger", "step": step, **data.ledger.as_record()})
+        self.log({"kind": "ledger", "step": step, **data.ledger.record()})
         return RunInfo(
             config=self.plan.config,
             plan=self.plan,

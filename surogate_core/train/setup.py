@@ -54,7 +54,8 @@ def build(plan: Plan, *, weights: Path | None = None, notice: Callable[[str], No
             module.to_empty(device="cpu")
             plan.adapter.reset(module, generator)
             module.to(device).requires_grad_(True)
-    models.check_head(model, notice=notice)
+    if remark := models.check_head(model):
+        notice(remark)
     if core.recompute:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if core.compile:

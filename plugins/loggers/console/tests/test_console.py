@@ -9,17 +9,18 @@ import pytest
 from surogate_logger_console.console import Console
 from surogate_logger_console.lines import banner, count, duration, summary
 
+from surogate_core.testing import check_logger
+
 RUN = {
     "kind": "run",
     "run_name": "small",
     "task": "pt",
-    "why": "all data sets are text",
+    "task_origin": "all data sets are text",
     "micro_batch": 4,
     "accumulation": 3,
     "ranks": 2,
     "tokens_per_step": 12288,
-    "steps": 20,
-    "epochs": 2,
+    "total_steps": 20,
     "trainable": 10_600_000,
     "parameters": 12_000_000,
     "recipe": "bf16",
@@ -58,8 +59,7 @@ def test_the_banner_says_what_will_happen() -> None:
     ):
         assert part in text
     assert "24 rows = micro-batch 4 × accumulation 3 × ranks 2, 12,288 tokens a step" in text
-    assert "20, 2 epochs" in text
-    assert "from step 8" in "\n".join(banner({**RUN, "resumed": 8}))
+    assert "20, from step 8" in "\n".join(banner({**RUN, "step": 8}))
 
 
 def test_a_step_has_place_figures_and_the_time_left() -> None:
@@ -74,7 +74,7 @@ def test_what_is_missing_is_not_printed() -> None:
 
 
 def test_piped_output_has_no_control_characters_and_thins_out_steps() -> None:
-    records = [{"kind": "run", "steps": 2000}, *({"kind": "step", "step": step, "loss": 1.0} for step in range(1, 2001))]
+    records = [{"kind": "run", "total_steps": 2000}, *({"kind": "step", "step": step, "loss": 1.0} for step in range(1, 2001))]
     output = shown(*records)
     assert "\x1b" not in output
     assert "\r" not in output
@@ -103,31 +103,46 @@ def test_the_other_records_have_a_line_each() -> None:
     ]
 
 
+END = {
+    "kind": "end",
+    "loss": 2.0,
+    "eval_loss": 2.5,
+    "best_loss": 2.25,
+    "tokens": 244_000,
+    "seconds": {"data": 5.0, "compute": 61.0, "first_step": 4.25},
+    "output_dir": "out",
+    "checkpoint": "out/checkpoint-00000020",
+    "resume": "surogate run config.toml",
+}
+
+
 def test_the_end_says_what_came_out_and_what_next() -> None:
-    end = {
-        "kind": "end",
-        "loss": 2.0,
-        "best_loss": 2.25,
-        "best_step": 15,
-        "tokens": 245760,
-        "tokens_per_s": 6000.0,
-        "seconds": {"data": 5.0, "train": 61.0},
-        "output_dir": "out",
-        "checkpoint": "out/checkpoint-00000020",
-        "next": ["surogate generate out", "surogate eval out"],
-    }
-    lines = shown({"kind": "step", "step": 1, "loss": 4.0}, end).splitlines()[2:]
+    lines = shown({"kind": "step", "step": 1, "loss": 4.0}, END).splitlines()[2:]
     assert [" ".join(line.split()) for line in lines] == [
-        "loss 2.0000 (from 4.0000, -50.0 %)",
-        "best eval 2.2500 at step 15",
-        "tokens 245,760, 6,000 a second",
-        "time 1m06s: data 5s, train 1m01s",
+        "loss 2.0000, from 4.0000 (-50.0 %)",
+        "evaluation 2.5000, best 2.2500",
+        "tokens 244,000, 4,000 a second",
+        "time data 5s, compute 1m01s",
+        "first step 4.2s after the start",
         "output out",
         "checkpoint out/checkpoint-00000020",
-        "next surogate generate out",
-        "next surogate eval out",
+        "next surogate generate out/checkpoint-00000020",
     ]
-    assert summary({"seconds": 3700}, None) == ["time         1h01m"]
+
+
+def test_a_run_that_did_not_reach_its_end_says_how_to_go_on() -> None:
+    assert "stopped      SIGINT" in summary({**END, "stopped": "SIGINT"}, None)
+    failed = summary({"failed": "loss nan", "resume": "surogate run config.toml"}, None)
+    assert failed == ["failed       loss nan", "continue     surogate run config.toml"]
+
+
+def test_a_continued_run_does_not_compare_with_its_own_first_step() -> None:
+    assert "from 4.0" not in shown({**RUN, "step": 3}, {"kind": "step", "step": 4, "loss": 4.0}, END)
+
+
+def test_conforms() -> None:
+    check_logger(Console(terminal=False, quiet=False, stream=io.StringIO()))
+    check_logger(Console(terminal=True, quiet=False, stream=Terminal()))
 
 
 def test_a_terminal_has_one_live_line_for_the_steps() -> None:
@@ -137,7 +152,7 @@ def test_a_terminal_has_one_live_line_for_the_steps() -> None:
     assert "eval  step 6  loss 2.0000" in output
     assert "\x1b[2K" in output  # the live line is erased and drawn again
     assert output.count("step 6/20") >= 1
-    assert output.rstrip().endswith("(from 3.2500, -38.5 %)")
+    assert output.rstrip().endswith("from 3.2500 (-38.5 %)")
 
 
 def test_markup_in_a_text_is_text() -> None:

@@ -11,6 +11,7 @@ from surogate_logger_jsonl.plugin import Options, check_config
 
 from surogate_core.contracts import LoggerContext
 from surogate_core.errors import SaveFailed
+from surogate_core.testing import check_logger
 
 
 def context(resumed: int = 0) -> LoggerContext:
@@ -50,6 +51,10 @@ def test_each_record_is_on_disk_as_soon_as_it_is_logged(tmp_path: Path) -> None:
         logger.log(record)
         assert read(path) == steps(1, 2)[:number]
     logger.close()
+
+
+def test_conforms(tmp_path: Path) -> None:
+    check_logger(open_log(tmp_path / "log.jsonl"))
 
 
 def test_lines_are_json_whatever_the_values(tmp_path: Path) -> None:

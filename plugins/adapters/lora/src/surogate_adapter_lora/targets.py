@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Sequence
 
 from surogate_core.contracts import Site
@@ -38,7 +39,7 @@ def check_targets(targets: Sequence[str], sites: Sequence[Site]) -> list[Problem
                 Problem(
                     f"{target!r} names stacked expert layers ({', '.join(stacked)}): {NO_EXPERTS}",
                     where="lora_target_modules",
-                    how=f"set lora_target_modules = [{', '.join(f'"{role}"' for role in usable)}]",
+                    how=f"set lora_target_modules = {json.dumps(usable)}",
                 )
             )
         elif not found:

@@ -25,3 +25,8 @@ def register_datasets() -> list[Offer]:
             summary="Documents: every token is trained, long ones are split.",
         )
     ]
+
+
+@hookimpl
+def register_commands() -> list[Offer]:
+    return [Offer("tokenizer", None, build="surogate_dataset_text.command:tokenizer", summary="Train a tokenizer of one's own.")]

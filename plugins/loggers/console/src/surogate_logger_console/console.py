@@ -28,6 +28,7 @@ class Console:
         self._quiet = quiet
         self._progress = _Progress(self._stream) if terminal and not quiet else None
         self._total: int | None = None
+        self._resumed = False
         self._first_loss: float | None = None
         self._times: deque[float] = deque(maxlen=RECENT)
 
@@ -46,12 +47,13 @@ class Console:
             self._progress.close()
 
     def _run(self, record: Mapping[str, Any]) -> None:
-        self._total = record.get("steps")
+        self._total = record.get("total_steps")
+        self._resumed = bool(record.get("step"))
         self._print(*lines.banner(record))
 
     def _step(self, record: Mapping[str, Any]) -> None:
         step = record["step"]
-        if self._first_loss is None:
+        if self._first_loss is None and not self._resumed:
             self._first_loss = record.get("loss")
         if record.get("seconds") is not None:
             self._times.append(record["seconds"])

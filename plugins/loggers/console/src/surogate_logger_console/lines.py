@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,20 +39,18 @@ def banner(run: Mapping[str, Any]) -> list[str]:
             lines.append(f"{label:<13}{text}")
 
     line("run", *_fields(run, ("run_name", "{}")))
-    line("task", " ".join(_fields(run, ("task", "{}"), ("why", "({})"))))
-    line("model", *_fields(run, ("model", "{}")))
-    line(
-        "parameters",
-        *([f"{count(run['trainable'])} trainable of {count(run['parameters'])}"] if _has(run, "trainable", "parameters") else []),
-    )
+    line("task", " ".join(_fields(run, ("task", "{}"), ("task_origin", "({})"))))
+    line("model", " ".join(_fields(run, ("model", "{}"), ("model_type", "({})"))))
+    if _has(run, "trainable", "parameters"):
+        line("parameters", f"{count(run['trainable'])} trainable of {count(run['parameters'])}")
     line("computation", *_fields(run, ("recipe", "recipe {}"), ("dtype", "{}"), ("device", "on {}"), ("adapter", "adapter {}")))
     line("optimizer", *_fields(run, ("optimizer", "{}"), ("seed", "seed {}")))
     if _has(run, "micro_batch", "accumulation", "ranks"):
         micro, accumulation, ranks = run["micro_batch"], run["accumulation"], run["ranks"]
         sizes = f"{micro * accumulation * ranks} rows = micro-batch {micro} × accumulation {accumulation} × ranks {ranks}"
         line("batch", sizes, *_fields(run, ("tokens_per_step", "{:,} tokens a step")))
-    resumed = f"from step {run['resumed']}" if run.get("resumed") else ""
-    line("steps", *_fields(run, ("steps", "{:,}"), ("epochs", "{:g} epochs")), resumed)
+    line("data", *_fields(run, ("rows", "{:,} rows"), ("fill", "{:.1%} full"), ("validation_rows", "{:,} rows for validation")))
+    line("steps", *_fields(run, ("total_steps", "{:,}")), f"from step {run['step']}" if run.get("step") else "")
     line("output", *_fields(run, ("output_dir", "{}")))
     if run.get("checkpoint_dir") != run.get("output_dir"):
         line("checkpoints", *_fields(run, ("checkpoint_dir", "{}")))
@@ -72,7 +71,14 @@ def step_line(record: Mapping[str, Any], total: int | None, eta: float | None) -
 
 
 def eval_line(record: Mapping[str, Any]) -> str:
-    return "  ".join(["eval", *_fields(record, ("step", "step {}"), ("loss", "loss {:.4f}"), ("tokens", "{:,} tokens"))])
+    return "  ".join(
+        [
+            "eval",
+            *_fields(
+                record, ("step", "step {}"), ("loss", "loss {:.4f}"), ("perplexity", "perplexity {:.4g}"), ("tokens", "{:,} tokens")
+            ),
+        ]
+    )
 
 
 def checkpoint_line(record: Mapping[str, Any]) -> str:
@@ -98,26 +104,32 @@ def decision_line(record: Mapping[str, Any]) -> str:
 
 
 def summary(end: Mapping[str, Any], first_loss: float | None) -> list[str]:
-    """The ``end`` record: what came out and where it is."""
+    """The ``end`` record: what came out and where it is. ``first_loss`` is that of the first step, if this run made it."""
     lines = []
+
+    def line(label: str, *parts: str) -> None:
+        if parts:
+            lines.append(f"{label:<13}{', '.join(parts)}")
+
+    line("failed", *_fields(end, ("failed", "{}")))
+    line("stopped", *_fields(end, ("stopped", "{}")))
     last = end.get("loss")
-    if last is not None:
-        fall = f" (from {first_loss:.4f}, {(last / first_loss - 1) * 100:+.1f} %)" if first_loss else ""
-        lines.append(f"{'loss':<13}{last:.4f}{fall}")
-    best = _fields(end, ("best_loss", "{:.4f}"), ("best_step", "at step {}"))
-    if best:
-        lines.append(f"{'best eval':<13}{' '.join(best)}")
-    speed = _fields(end, ("tokens", "{:,}"), ("tokens_per_s", "{:,.0f} a second"))
-    if speed:
-        lines.append(f"{'tokens':<13}{', '.join(speed)}")
-    spent = end.get("seconds")
-    if isinstance(spent, Mapping) and spent:
-        parts = ", ".join(f"{phase} {duration(seconds)}" for phase, seconds in spent.items())
-        lines.append(f"{'time':<13}{duration(sum(spent.values()))}: {parts}")
-    elif isinstance(spent, (int, float)):
-        lines.append(f"{'time':<13}{duration(spent)}")
-    lines += [f"{label:<13}{end[key]}" for label, key in (("output", "output_dir"), ("checkpoint", "checkpoint")) if end.get(key)]
-    lines += [f"{'next':<13}{command}" for command in end.get("next") or ()]
+    fall = [f"from {first_loss:.4f} ({(last / first_loss - 1) * 100:+.1f} %)"] if last is not None and first_loss else []
+    line("loss", *_fields(end, ("loss", "{:.4f}")), *fall)
+    line("evaluation", *_fields(end, ("eval_loss", "{:.4f}"), ("best_loss", "best {:.4f}")))
+    spent = dict(end.get("seconds") or {})
+    first_step = spent.pop("first_step", None)
+    computed = spent.get("compute")
+    speed = [f"{end['tokens'] / computed:,.0f} a second"] if end.get("tokens") and computed else []
+    line("tokens", *_fields(end, ("tokens", "{:,}")), *speed)
+    line("time", *(f"{phase} {duration(seconds)}" for phase, seconds in spent.items()))
+    line("first step", *([f"{first_step:.1f}s after the start"] if first_step else []))
+    line("output", *_fields(end, ("output_dir", "{}")))
+    line("checkpoint", *_fields(end, ("checkpoint", "{}")))
+    if end.get("checkpoint") and not end.get("failed"):
+        line("next", f"surogate generate {shlex.quote(end['checkpoint'])}")
+    if end.get("resume") and (end.get("failed") or end.get("stopped")):
+        line("continue", end["resume"])
     return lines
 
 

@@ -52,7 +52,8 @@ class State:
     def step(self, lr: Tensor, step: int) -> None:
         generators: dict[torch.device, torch.Generator] = {}
         for group in self._groups:
-            exact, pieces = [], []
+            exact: list[tuple[Tensor, ...]] = []
+            pieces: list[tuple[Tensor, ...]] = []
             for name, param in zip(group.names, group.params, strict=True):
                 if param.grad is None:
                     continue
@@ -68,8 +69,10 @@ class State:
                 sizes = [param.numel() for param, *_ in batch]
                 scratch = torch.cat([param for param, *_ in batch]).float()
                 grads = torch.cat([grad for _, grad, *_ in batch]).float()
-                m, v = ([entry[index] for entry in batch] for index in (2, 3))
-                self._fused(list(zip(scratch.split(sizes), grads.split(sizes), m, v, strict=True)), lr, step, group.weight_decay)
+                moments = [entry[2] for entry in batch], [entry[3] for entry in batch]
+                self._fused(
+                    list(zip(scratch.split(sizes), grads.split(sizes), *moments, strict=True)), lr, step, group.weight_decay
+                )
                 rounded = stochastic_round_(torch.empty_like(scratch, dtype=torch.bfloat16), scratch, generator)
                 torch._foreach_copy_([param for param, *_ in batch], list(rounded.split(sizes)))
 

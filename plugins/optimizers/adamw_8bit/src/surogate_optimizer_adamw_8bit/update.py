@@ -8,8 +8,8 @@ For a gradient g at step t, in float32::
 as bitsandbytes' CUDA kernel has it, weight decay last. An element whose gradient is not finite (or whose square is not) keeps its
 value and starts over with m = v = 0. Tensors below 4,096 values keep float32 moments.
 
-The moments of all parameters lie in flat arenas, each parameter at a multiple of 256. The arenas are worked through in chunks, so that
-float32 moments exist for one chunk at a time and small parameters share one vectorised update.
+The moments of all parameters lie in flat arenas, each parameter at a multiple of 256. The arenas are worked through in chunks, so
+that float32 moments exist for one chunk at a time and small parameters share one vectorised update.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from surogate_optimizer_adamw_8bit.codes import BLOCK, Codebook, codebook
 
 SMALL = 4096
 """Tensors below this many values keep float32 moments."""
-CHUNK = {"cpu": 1 << 17, "cuda": 1 << 23}
+CHUNK = {"cpu": 1 << 18, "cuda": 1 << 23}
 """Values updated at a time: on the CPU the working set stays in the cache, on a GPU the launches must not dominate."""
 
 
@@ -134,14 +134,23 @@ class State:
         correction2 = math.sqrt(1 - rule.beta2**step)
         m.mul_(rule.beta1).add_(grad, alpha=1 - rule.beta1)
         v.mul_(rule.beta2).addcmul_(grad, grad, value=1 - rule.beta2)
-        # v holds a square of every gradient: it tells what is not finite. Comparing is false for NaN.
-        bad = (v <= torch.finfo(torch.float32).max).logical_not_()
-        m.masked_fill_(bad, 0)
-        v.masked_fill_(bad, 0)
+        # v holds a square of every gradient: it tells what is not finite
+        bad = self._not_finite(v)
+        if bad is not None:
+            m.masked_fill_(bad, 0)
+            v.masked_fill_(bad, 0)
         change = m / v.sqrt().add_(rule.epsilon * correction2)
         param.sub_(change.mul_(lr * (correction2 / (1 - rule.beta1**step))))
         if weight_decay:
-            param.mul_(torch.where(bad, 1.0, 1 - lr * weight_decay))
+            kept = 1 - lr * weight_decay
+            param.mul_(kept if bad is None else torch.where(bad, 1.0, kept))
+
+    @staticmethod
+    def _not_finite(v: Tensor) -> Tensor | None:
+        """Where v >= 0 is infinite or NaN. None on the CPU, where looking at a value costs nothing, when there is no such place."""
+        if v.device.type == "cpu" and math.isfinite(v.amax()):
+            return None
+        return (v <= torch.finfo(v.dtype).max).logical_not_()
 
     def _scatter(self, chunk: Chunk, values: Tensor, generator: torch.Generator) -> None:
         rounded: Tensor | None = None

@@ -1,0 +1,152 @@
+"""Conversations as they occur in data sets → OpenAI messages → the chat template.
+
+ShareGPT's ``from`` and ``value`` and its role names are translated, a function call becomes ``tool_calls`` of the assistant,
+arguments that are JSON strings are parsed, ``content`` may be null beside tool calls.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from attrs import frozen
+
+from surogate_core.contracts import FormatContext, Sample
+from surogate_core.errors import BadRow
+from surogate_dataset_conversation.plugin import Options
+
+ROLES = {
+    "system": "system",
+    "developer": "developer",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "bot": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "function_call": "assistant",
+    "tool_call": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+    "tool_response": "tool",
+}
+CALLS = ("function_call", "tool_call")
+SHAREGPT = {"role": "from", "content": "value"}
+
+
+@frozen
+class Dialogues:
+    options: Options
+    context: FormatContext
+    overlong: Literal["split", "truncate"] = "truncate"
+
+    def encode(self, row: Mapping[str, Any]) -> Sequence[Sample]:
+        options = self.options
+        raw = _listed(row, options.messages_field)
+        if not raw:
+            raise BadRow("no messages")
+        messages = [self._message(message) for message in raw]
+        system = row.get(options.system_field) if options.system_field else None
+        if system is not None and not isinstance(system, str):
+            raise BadRow(f"field '{options.system_field}' is not text")
+        if system and messages[0]["role"] != "system":
+            messages.insert(0, {"role": "system", "content": system})
+        tools = _tools(row, options.tools_field) if options.tools_field else None
+        kind = "conversation with tools" if tools else "conversation"
+        return [self.context.render(messages, tools=tools, kind=kind)]
+
+    def _message(self, raw: Any) -> dict[str, Any]:
+        """One message in OpenAI's shape."""
+        if not isinstance(raw, Mapping):
+            raise BadRow("a message is not an object")
+        names = dict(self.options.message_property_mappings)
+        for ours, theirs in SHAREGPT.items():
+            if names.get(ours, ours) not in raw and theirs in raw:
+                names[ours] = theirs
+        given = {name for name in names.values() if name in raw}
+        message = {key: value for key, value in raw.items() if key not in given and value is not None}
+        message |= {ours: raw[theirs] for ours, theirs in names.items() if theirs in raw}
+        said = message.get("role")
+        if said not in ROLES:
+            raise BadRow("a message without role" if said is None else f"unknown role {str(said)[:40]!r}")
+        message["role"] = ROLES[said]
+        if said in CALLS:
+            message |= {"content": "", "tool_calls": _calls_of_text(message.get("content"))}
+        if message.get("tool_calls"):
+            message["tool_calls"] = [_call(call) for call in _sequence(message["tool_calls"], "tool_calls")]
+        if isinstance(message.get("content"), list):
+            message["content"] = _joined(message["content"])
+        if message.get("content") is None:
+            if not message.get("tool_calls"):
+                raise BadRow("a message without content")
+            message["content"] = ""
+        if not isinstance(message["content"], str):
+            raise BadRow("content of a message is not text")
+        return message
+
+
+def _listed(row: Mapping[str, Any], name: str) -> Sequence[Any]:
+    if name not in row:
+        raise BadRow(f"missing field '{name}'")
+    return _sequence(row[name], f"field '{name}'")
+
+
+def _sequence(value: Any, what: str) -> Sequence[Any]:
+    """A list, or a list as a JSON string."""
+    if isinstance(value, str):
+        value = _parsed(value, what)
+    if not isinstance(value, list):
+        raise BadRow(f"{what} is not a list")
+    return value
+
+
+def _parsed(text: str, what: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise BadRow(f"{what} is not JSON") from error
+
+
+def _tools(row: Mapping[str, Any], name: str) -> list[Any] | None:
+    value = row.get(name)
+    if value is None or value == "":
+        return None
+    tools = list(_sequence(value, f"field '{name}'"))
+    tools = [_parsed(tool, "a tool") if isinstance(tool, str) else tool for tool in tools]
+    if not all(isinstance(tool, Mapping) for tool in tools):
+        raise BadRow("a tool is not an object")
+    return tools
+
+
+def _calls_of_text(content: Any) -> list[Any]:
+    """ShareGPT's function call: one call or several as JSON."""
+    calls = _parsed(content, "a function call") if isinstance(content, str) else content
+    return calls if isinstance(calls, list) else [calls]
+
+
+def _call(call: Any) -> dict[str, Any]:
+    """A tool call with its arguments as an object, which templates write as they need it."""
+    if not isinstance(call, Mapping):
+        raise BadRow("a tool call is not an object")
+    function = call.get("function", call)
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise BadRow("a tool call without a name")
+    arguments = function.get("arguments", {})
+    if isinstance(arguments, str):
+        arguments = _parsed(arguments or "{}", "arguments of a tool call")
+    extra = {key: value for key, value in call.items() if key == "id" and value is not None}
+    return {**extra, "type": "function", "function": {"name": function["name"], "arguments": arguments}}
+
+
+def _joined(parts: list[Any]) -> str:
+    """Content as a list of text parts."""
+    if not all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in parts):
+        raise BadRow("content of a message has parts that are not text")
+    return "".join(part["text"] for part in parts)
+
+
+def build(options: Options, context: FormatContext) -> Dialogues:
+    return Dialogues(options, context)
