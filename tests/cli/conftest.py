@@ -39,7 +39,9 @@ def stand_in(**more: Any) -> SimpleNamespace:
     def register(kind: str) -> Any:
         return hookimpl(lambda: [Offer(name, cls, build="nowhere:build", summary=f"The {name}.") for name, cls in given[kind]])
 
-    return SimpleNamespace(**{f"register_{kind}": register(kind) for kind in given}, **{name: hookimpl(f) for name, f in more.items()})
+    return SimpleNamespace(
+        **{f"register_{kind}": register(kind) for kind in given}, **{name: hookimpl(f) for name, f in more.items()}
+    )
 
 
 @pytest.fixture

@@ -64,9 +64,7 @@ def test_explain_without_a_file(surogate: Callable[..., Result], config: Path) -
     assert surogate("explain", "--save-steps", "3").exit_code == 2
 
 
-def test_plugins_lists_offers_broken_plugins_and_collisions(
-    surogate: Callable[..., Result], use: Callable[[Host], None]
-) -> None:
+def test_plugins_lists_offers_broken_plugins_and_collisions(surogate: Callable[..., Result], use: Callable[[Host], None]) -> None:
     done = surogate("plugins")
     assert done.exit_code == 0
     rows = [line.split(maxsplit=4) for line in done.stdout.splitlines()]

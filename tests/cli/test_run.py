@@ -68,7 +68,9 @@ def executed(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 def test_run_passes_flags_and_overrides(surogate: Callable[..., Result], executed: list[dict[str, Any]], config: Path) -> None:
-    done = surogate("run", config, "--learning-rate", "1e-4", "--quiet", "max_steps=-1", "--allow-drift", "--datasets.0.samples", "5")
+    done = surogate(
+        "run", config, "--learning-rate", "1e-4", "--quiet", "max_steps=-1", "--allow-drift", "--datasets.0.samples", "5"
+    )
     assert done.exit_code == 0, done.output
     (call,) = executed
     core = call["config"].core

@@ -223,7 +223,11 @@ def test_every_example_of_the_reference_is_accepted(host: Host, shared_data: Pat
             needed.append(("datasets", [CHAT]))
         if "distributed:" in example:
             found = refused(host, path, needed)
-            assert {p.where.split("key ")[1] for p in found} == {"distributed.num_nodes", "distributed.gpus_per_node", "distributed.worker_output_dir"}
+            assert {p.where.split("key ")[1] for p in found} == {
+                "distributed.num_nodes",
+                "distributed.gpus_per_node",
+                "distributed.worker_output_dir",
+            }
             assert all("not available in this version" in p.what for p in found)
         else:
             config = load(path, host, needed)
