@@ -167,8 +167,9 @@ class View:
     def _check_prompt(self, whole: str, i: int) -> None:
         """Without a generation prompt, a turn's header would be taken for its text."""
         before, content = self.prefix(i), self.messages[i].get("content")
-        told_apart = before != self.prefix(i, prompt=True) or not isinstance(content, str)
-        if not told_apart and not whole[len(before) :].lstrip().startswith(content.strip()):
+        if before != self.prefix(i, prompt=True) or not isinstance(content, str):
+            return
+        if not whole[len(before) :].lstrip().startswith(content.strip()):
             raise BadRow("the chat template has no generation prompt, and an assistant turn does not start with its text")
 
     def _start(self, whole: str, i: int) -> int:

@@ -154,7 +154,8 @@ def test_thoughts_are_trained_where_the_prompt_ends_in_an_empty_one(load) -> Non
             "otherwise",
         ),
         (
-            "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% endfor %}{% if add_generation_prompt %}[bot]{% endif %}",
+            "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% endfor %}"
+            "{% if add_generation_prompt %}[bot]{% endif %}",
             "start",
         ),
         ("{{ raise_exception('roles must alternate') }}", "alternate"),

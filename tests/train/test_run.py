@@ -165,7 +165,7 @@ def test_what_cannot_change_the_result_is_no_drift(config: dict[str, Any]) -> No
 def test_changed_data_are_drift(config: dict[str, Any], tmp_path: Path) -> None:
     surogate_core.run({**config, "max_steps": 2})
     testing.write_rows(tmp_path / "text.jsonl", TEXT[:-1])
-    with pytest.raises(ResumeError, match="^data: "):
+    with pytest.raises(ResumeError, match=r"^data: "):
         surogate_core.run({**config, "max_steps": 4})
 
 
@@ -227,7 +227,7 @@ def test_a_non_finite_loss_names_step_rate_and_samples(config: dict[str, Any], m
     weights = load_file(broken / "model.safetensors")
     weights["model.norm.weight"][0] = math.nan
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(NonFiniteLoss, match="loss nan .* at step 1, learning rate 0.003") as caught:
+    with pytest.raises(NonFiniteLoss, match=r"loss nan .* at step 1, learning rate 0.003") as caught:
         surogate_core.run({**config, "model": str(broken), "validation_split_ratio": 0.0})
     assert "text.jsonl:" in caught.value.problems[0].where
     assert not list(Path(config["output_dir"]).glob("checkpoint-*"))

@@ -55,6 +55,18 @@ def register_adapters() -> list[Offer]:
 
 
 @hookimpl
+def register_commands() -> list[Offer]:
+    home = "surogate_adapter_lora.commands"
+    return [
+        Offer("eval", None, build=f"{home}:eval_command", summary="Loss and perplexity on the validation data of a config."),
+        Offer(
+            "generate", None, build=f"{home}:generate_command", summary="Continue text with a model, adapter, checkpoint or run."
+        ),
+        Offer("merge", None, build=f"{home}:merge_command", summary="Add a LoRA adapter to its base model's weights."),
+    ]
+
+
+@hookimpl
 def check_plan(plan: Plan, device: str) -> list[Problem]:
     core = plan.config.core
     if not core.lora or normal_name(core.adapter) != "lora":

@@ -1,0 +1,187 @@
+"""Trained models put to use: evaluated as they were trained, or generating text through transformers' own ``generate``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from attrs import evolve, frozen
+
+from surogate_adapter_lora.lora import Lora, LoraLinear
+from surogate_adapter_lora.peft_format import CONFIG, options_of, read_config, read_weights
+from surogate_core import model as models
+from surogate_core.config import Config, CoreOptions, load
+from surogate_core.contracts import Site
+from surogate_core.data import Batches, prepare
+from surogate_core.errors import DataError, ModelError, ResumeError
+from surogate_core.host import load_host
+from surogate_core.plan import make_plan
+from surogate_core.train.checkpoint import Checkpoints
+from surogate_core.train.evaluate import Evaluation, evaluate
+from surogate_core.train.setup import build
+
+SHORTEST = 2
+"""Rows are not used here: the smallest length fits every model's context."""
+
+
+# ---------------------------------------------------------------- eval
+def evaluate_config(path: Path, checkpoint: Path | None, report: Callable[[str], None]) -> tuple[Evaluation, str]:
+    """The loss on the validation data of a configuration, and what was evaluated. Reads only."""
+    host = load_host()
+    config = load(path, host)
+    plan = make_plan(config, host)
+    core = config.core
+    found = newest_checkpoint(config) if checkpoint is None else checkpoint_at(checkpoint)
+    if found is not None and (found / CONFIG).is_file() is (plan.adapter is None):
+        holds = "an adapter" if plan.adapter is None else "a whole model"
+        raise ResumeError(
+            f"the checkpoint holds {holds}, the configuration has lora = {str(core.lora).lower()}",
+            where=str(found),
+            how="use the configuration of that run",
+        )
+    tokenizer = models.load_tokenizer(core)
+    data = prepare(config, host, tokenizer, report)
+    if data.validation is None:
+        raise DataError(
+            "there are no validation data", where=str(path), how="add [[validation_datasets]] or set validation_split_ratio above 0"
+        )
+    trainee = build(plan, weights=found if plan.adapter is None else None, notice=report)
+    if found is not None and plan.adapter is not None:
+        plan.adapter.load(trainee.adapters, found)
+    batches = Batches(
+        data.validation,
+        sequence_len=core.sequence_len,
+        batch_size=core.per_device_train_batch_size,
+        accumulation=1,
+        seed=core.eval_seed,
+        packing=core.sample_packing,
+        pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0),
+    )
+    return evaluate(trainee.model, batches, plan.parallelism), str(found or core.model)
+
+
+def newest_checkpoint(config: Config) -> Path | None:
+    root = Path(config.core.checkpoint_dir or config.core.output_dir)
+    saved = Checkpoints(root, 1).newest() if root.is_dir() else None
+    return saved.path if saved else None
+
+
+def checkpoint_at(path: Path) -> Path:
+    """A checkpoint directory, or the newest checkpoint of a run's directory."""
+    if (path / "state.json").is_file():
+        return path.resolve()
+    saved = Checkpoints(path, 1).newest() if path.is_dir() else None
+    if saved is None:
+        raise ResumeError(f"there is no checkpoint {path}", where=str(path), how="give a directory checkpoint-NNNNNNNN of a run")
+    return saved.path
+
+
+# ---------------------------------------------------------------- generate
+@frozen
+class Opened:
+    """A model in evaluation mode with transformers' own attention, and its tokenizer."""
+
+    model: Any
+    tokenizer: Any
+
+
+def open_model(source: str, adapter: Path | None = None, dtype: Literal["fp32", "bf16"] | None = None) -> Opened:
+    """Load ``source``: a model, an adapter, a checkpoint, a run's directory, or a run's config file; ``adapter`` goes on top."""
+    core = _core_of(source, dtype)
+    if adapter is None and Path(core.model, CONFIG).is_file():
+        adapter = Path(core.model)
+        core = evolve(core, model=str(read_config(adapter).get("base_model_name_or_path") or ""))
+    elif adapter is not None and not (adapter / CONFIG).is_file():
+        adapter = checkpoint_at(adapter)
+    hf_config = models.read_config(core)
+    core = evolve(core, sequence_len=models.context_length(hf_config) or SHORTEST)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    lora, filled = (None, {}) if adapter is None else adapter_modules(adapter, models.list_sites(models.skeleton(hf_config, core)))
+    model = models.load_model(hf_config, core, device=device, prepare=lambda made: models.fill_slots(made, {}, filled))
+    if lora is not None and adapter is not None:
+        lora.load(filled, adapter)
+    own_tokenizer = adapter if adapter is not None and (adapter / "tokenizer_config.json").is_file() else None
+    tokenizer = models.load_tokenizer(core, own_tokenizer)
+    _plain_attention(model)
+    return Opened(model.eval(), tokenizer)
+
+
+def _core_of(source: str, dtype: Literal["fp32", "bf16"] | None) -> CoreOptions:
+    path = Path(source)
+    chosen = dtype or ("bf16" if torch.cuda.is_available() else "fp32")
+    if path.is_file():
+        config = load(path, load_host(), need_data=False)
+        found = newest_checkpoint(config)
+        kept = evolve(config.core, model_dtype=dtype or config.core.model_dtype, from_scratch=False, sequence_len=SHORTEST)
+        return kept if found is None else evolve(kept, model=str(found))
+    if path.is_dir() and not (path / "config.json").is_file() and not (path / CONFIG).is_file():
+        path = checkpoint_at(path)
+    return CoreOptions(model=str(path) if path.is_dir() else source, lora=False, model_dtype=chosen, sequence_len=SHORTEST)
+
+
+def adapter_modules(directory: Path, sites: tuple[Site, ...]) -> tuple[Lora, dict[str, LoraLinear]]:
+    """The adapter of a directory and empty modules (meta) for the sites that it adapts. Raises ModelError for names that are no
+    linear layer of this model."""
+    lora = Lora(options=options_of(read_config(directory), read_weights(directory)))
+    linear = {site.name: site for site in sites if site.kind == "linear"}
+    names = lora.options.lora_target_modules
+    strange = [name for name in names if name not in linear]
+    if strange:
+        more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
+        raise ModelError(
+            f"the adapter adapts layers that this model does not have: {', '.join(strange[:3])}{more}",
+            where=str(directory),
+            how="use the base model that it was made with",
+        )
+    with torch.device("meta"):
+        return lora, {name: lora.linear(linear[name]) for name in names}
+
+
+def _plain_attention(model: Any) -> None:
+    """transformers' own attention: sdpa, or eager for families that do not have it."""
+    try:
+        model.set_attn_implementation("sdpa")
+    except (ValueError, ImportError):
+        model.set_attn_implementation("eager")
+
+
+def generate(opened: Opened, prompt: str, *, max_new_tokens: int, temperature: float, chat: bool, seed: int) -> str:
+    """The continuation of ``prompt`` without it. Greedy at temperature 0, else sampled with ``seed``."""
+    tokenizer, model = opened.tokenizer, opened.model
+    if chat:
+        if not tokenizer.chat_template:
+            raise ModelError(
+                "the tokenizer has no chat template", where="--chat", how="leave --chat out, or train with template = ..."
+            )
+        text = tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True)
+        inputs = tokenizer(text, return_tensors="pt", add_special_tokens=False)
+    else:
+        inputs = tokenizer(prompt, return_tensors="pt")
+    ids = inputs["input_ids"].to(model.device)
+    if not ids.shape[1]:
+        raise ModelError("the prompt has no tokens", where="--prompt", how="give some text")
+    torch.manual_seed(seed)
+    how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {"do_sample": False}
+    with torch.no_grad():
+        output = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            generation_config=_generation_config(model, tokenizer, max_new_tokens=max_new_tokens, **how),
+        )
+    return str(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))
+
+
+def _generation_config(model: Any, tokenizer: Any, **settings: Any) -> Any:
+    """Only what is asked for here; from the model's own settings just the tokens that end a text."""
+    from transformers import GenerationConfig
+
+    own = model.generation_config
+    ends = own.eos_token_id if own.eos_token_id is not None else tokenizer.eos_token_id
+    if tokenizer.eos_token_id is not None:
+        ends = sorted({tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])})
+    pad = tokenizer.pad_token_id
+    if pad is None:
+        pad = ends[0] if isinstance(ends, list) else ends
+    return GenerationConfig(eos_token_id=ends, pad_token_id=pad, **settings)
