@@ -14,6 +14,7 @@ from attrs import field, frozen
 
 if TYPE_CHECKING:
     import torch
+    from numpy.typing import NDArray
     from torch import Tensor, nn
 
     from surogate_core.config.options import CoreOptions
@@ -153,8 +154,8 @@ class Sample:
     refuses data in which a kind has no trained token. ``marker`` names what the weights were found by (for its message).
     """
 
-    input_ids: Sequence[int]
-    weights: Sequence[float]
+    input_ids: Sequence[int] | NDArray[Any]
+    weights: Sequence[float] | NDArray[Any]
     kind: str = "sample"
     marker: str = ""
 

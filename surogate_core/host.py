@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import inspect
 import re
 from collections import defaultdict
@@ -142,7 +143,8 @@ def load_host(extra: Iterable[tuple[str, Any, Owner]] = (), *, discover: bool = 
     plugins: list[Plugin] = []
     broken: list[Broken] = []
     owners: dict[str, Owner] = {}
-    for name, load, owner in [("surogate", lambda: builtin, core), *(_installed() if discover else ()), *_given(extra)]:
+    given = [("surogate", builtin, core), *extra]
+    for name, load, owner in [*_given(given[:1]), *(_installed() if discover else ()), *_given(given[1:])]:
         # two distributions may use one entry name: both are loaded, under different names for pluggy
         key = name if name not in owners else f"{name} ({owner.distribution})"
         try:
@@ -173,7 +175,11 @@ def _version() -> str:
 
 def _given(extra: Iterable[tuple[str, Any, Owner]]) -> Iterator[tuple[str, Callable[[], Any], Owner]]:
     for name, module, owner in extra:
-        yield name, lambda module=module: module, owner
+        yield name, functools.partial(_same, module), owner
+
+
+def _same(module: Any) -> Any:
+    return module
 
 
 def _installed() -> Iterator[tuple[str, Callable[[], Any], Owner]]:
@@ -228,15 +234,16 @@ def _collisions(plugins: list[Plugin]) -> list[Problem]:
     """Two offers of one name, two options classes with one key, an option that hides a key of the core."""
     problems = []
     names: dict[tuple[str, str], Offer] = {}
-    keys: dict[str, tuple[type, Owner]] = {
-        attribute.name: (CoreOptions, Owner("surogate", _version())) for attribute in attrs.fields(CoreOptions)
-    }
+    core = Owner("surogate", _version())
+    keys: dict[str, tuple[type, Owner]] = {attribute.name: (CoreOptions, core) for attribute in attrs.fields(CoreOptions)}
     table = {attribute.name for attribute in attrs.fields(DatasetOptions)}
     for plugin in plugins:
         for kind, offer in plugin.offers:
             if (other := names.setdefault((kind, offer.name), offer)) is not offer:
                 problems.append(_collision(f"two plugins offer {offer.name!r} among the {kind}", other.owner, offer.owner))
-            for attribute in attrs.fields(offer.options) if offer.options else ():
+            if offer.options is None:
+                continue
+            for attribute in attrs.fields(offer.options):
                 if kind == "datasets":
                     if attribute.name in table:
                         problems.append(_collision(f"key {attribute.name!r} of a data set", Owner("surogate", ""), offer.owner))

@@ -16,7 +16,7 @@ from surogate_core.host import HOOKS, KINDS, OBSERVERS, load_host
 ROOT = Path(__file__).resolve().parents[1]
 HOST = load_host()
 OFFERS = [(kind, offer) for plugin in HOST.plugins for kind, offer in plugin.offers]
-OPTIONS = [CoreOptions, DatasetOptions, *{offer.options for _, offer in OFFERS if offer.options}]
+OPTIONS = list(dict.fromkeys([CoreOptions, DatasetOptions, *(offer.options for _, offer in OFFERS if offer.options)]))
 
 
 @pytest.mark.parametrize("name", HOOKS)

@@ -13,7 +13,7 @@ from surogate_core.config.catalogue import CHOSEN_BY, catalogue
 from surogate_core.config.checks import findings
 from surogate_core.config.options import CoreOptions, DatasetOptions
 from surogate_core.config.resolve import Reading, tables
-from surogate_core.config.sources import LISTS, expand, flatten, from_overrides, overlay, read_file
+from surogate_core.config.sources import LISTS, expand, flatten, overlay, override, read_file
 from surogate_core.errors import ConfigError, PluginError, Problem
 from surogate_core.offers import Owner
 
@@ -82,7 +82,7 @@ def load(
     preset_name = f"preset {(preset or {}).get('task', '')}".strip()
     given = flatten(preset or {}, preset_name, None, problems)
     given = overlay(given, flatten(tree, name, lines, problems))
-    given = overlay(given, from_overrides(overrides, problems))
+    given = override(given, overrides, problems)
     reading = Reading(catalogue(host), expand(given, problems), name, problems, list(notices))
     config = _build(reading, path, need_data)
     if preset and config.core.task != preset.get("task", config.core.task):

@@ -200,29 +200,27 @@ def flatten(tree: Mapping[Any, Any], origin: str, lines: Mapping[str, int] | Non
     return flat
 
 
-def overlay(base: dict[str, Given], top: Mapping[str, Given]) -> dict[str, Given]:
-    """``top`` over ``base``; giving a whole list of tables replaces the tables, giving a key of a table replaces that key."""
-    for path, given in top.items():
-        root = path.split(".")[0]
-        if path == root:
-            base = {key: old for key, old in base.items() if not key.startswith(f"{root}.")}
-        elif root != path:
-            base.pop(root, None)
-        base[path] = given
-    return base
+def overlay(base: Mapping[str, Given], top: Mapping[str, Given]) -> dict[str, Given]:
+    """``top`` over ``base``, key path by key path; a value for a whole list or table replaces what is below it, and the reverse."""
+    roots = {path for path in top if "." not in path}
+    kept = {path: given for path, given in base.items() if path.split(".")[0] not in roots}
+    parents = {path.split(".")[0] for path in top if "." in path}
+    return {**{path: given for path, given in kept.items() if path not in parents}, **top}
 
 
-def from_overrides(overrides: Iterable[tuple[str, Any]], problems: list[Problem]) -> dict[str, Given]:
-    """Overrides of the command line, in order; the last one wins."""
-    flat: dict[str, Given] = {}
+def override(base: Mapping[str, Given], overrides: Iterable[tuple[str, Any]], problems: list[Problem]) -> dict[str, Given]:
+    """Overrides of the command line over ``base``, in order; the last one wins, and a whole list of tables replaces the list."""
+    done = dict(base)
     for key, value in overrides:
         path = path_of(key)
         if path in LISTS and isinstance(value, str):
             with suppress(ValueError):  # the check of the key's type says what is wanted
                 value = json.loads(value)
+        if path in LISTS:
+            done = {name: given for name, given in done.items() if not name.startswith(f"{path}.")}
         found = flatten({path: value}, COMMAND_LINE, None, problems)
-        flat = overlay(flat, {name: evolve(given, text=isinstance(given.value, str)) for name, given in found.items()})
-    return flat
+        done = overlay(done, {name: evolve(given, text=isinstance(given.value, str)) for name, given in found.items()})
+    return done
 
 
 # ---------------------------------------------------------------- environment

@@ -45,7 +45,7 @@ def weigh(tokenizer: Any, text: str, spans: Sequence[Span], kind: str, marker: s
     weights: NDArray[np.float32] = np.zeros(len(starts), dtype=np.float32)
     for start, stop, weight in spans:
         weights[(starts >= start) & (starts < stop)] = weight
-    return Sample(input_ids=encoded["input_ids"], weights=weights, kind=kind, marker=marker)
+    return Sample(input_ids=encoded["input_ids"], weights=weights.tolist(), kind=kind, marker=marker)
 
 
 @frozen
@@ -167,8 +167,9 @@ class View:
     def _check_prompt(self, whole: str, i: int) -> None:
         """Without a generation prompt, a turn's header would be taken for its text."""
         before, content = self.prefix(i), self.messages[i].get("content")
-        told_apart = before != self.prefix(i, prompt=True) or not isinstance(content, str)
-        if not told_apart and not whole[len(before) :].lstrip().startswith(content.strip()):
+        if before != self.prefix(i, prompt=True) or not isinstance(content, str):
+            return
+        if not whole[len(before) :].lstrip().startswith(content.strip()):
             raise BadRow("the chat template has no generation prompt, and an assistant turn does not start with its text")
 
     def _start(self, whole: str, i: int) -> int:

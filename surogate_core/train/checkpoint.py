@@ -161,6 +161,9 @@ class Checkpoints:
                 self._delete(path)
             elif path.suffix == ".replaced":
                 durable.rename(path, name)
+        for path in (self.root / ".last.partial", self.root / ".best.partial"):
+            if path.is_symlink():
+                durable.unlink(path)
 
     def _prune(self) -> None:
         """Delete the oldest checkpoints above the limit, which counts the best and the last; those two are never deleted."""
@@ -218,7 +221,7 @@ def _seal(partial: Path, step: int) -> None:
     entries = {}
     for file in durable.files(partial):
         name = file.relative_to(partial).as_posix()
-        if file.suffix in PICKLES:
+        if file.suffix.lower() in PICKLES:
             raise SaveFailed(
                 f"{name}: a checkpoint holds safetensors, JSON and text only, no pickle",
                 where=str(partial),

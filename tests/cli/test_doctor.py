@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
+from click.testing import Result
+
+from surogate_core.cli import doctor
+from surogate_core.hookspecs import hookimpl
+from surogate_core.host import Host, load_host
+from surogate_core.offers import Owner
+
+
+def test_names_versions_plugins_devices_and_disk(surogate: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "graphics", lambda: ["NVIDIA H200, 143771 MiB, 9.0, 580.1"])
+    monkeypatch.setattr(doctor, "ROOM", 0)
+    done = surogate("doctor")
+    assert done.exit_code == 0, done.output
+    labels = {line.split()[0] for line in done.stdout.splitlines() if line}
+    assert {"surogate", "python", "system", "torch", "transformers", "plugin", "GPU", "cache", "disk"} <= labels
+    assert "GPU           NVIDIA H200, 143771 MiB, 9.0, 580.1" in done.stdout
+    assert "surogate-stand-in 3.1: recipes bf16, adapters lora" in done.stdout
+    assert done.stdout.rstrip().endswith("nothing is wrong")
+
+
+def test_never_shows_the_value_of_a_secret(surogate: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HF_TOKEN", "WANDB_API_KEY", "HUGGINGFACE_HUB_PASSWORD", "AIM_SECRET"):
+        monkeypatch.setenv(name, "hush")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    done = surogate("doctor")
+    assert "hush" not in done.output
+    assert "HF_TOKEN=(set, not shown)" in done.stdout
+    assert "HF_HUB_OFFLINE=1" in done.stdout
+
+
+def test_says_what_is_wrong_and_how_to_mend_it(
+    surogate: Callable[..., Result], use: Callable[[Host], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = SimpleNamespace(register_recipies=hookimpl(lambda: []))
+    use(load_host([("theirs", bad, Owner("surogate-theirs", "0.2"))], discover=False))
+    monkeypatch.setattr(doctor, "ROOM", 2**80)
+    monkeypatch.setattr(doctor, "installed", lambda name: {"torch": "2.10.1+cpu"}.get(name))
+    out = surogate("doctor").stdout
+    wrong = out[out.index("wrong:") :]
+    assert 'torch 2.10.1+cpu: 2.11 or newer is needed: pip install "torch>=2.11"' in wrong
+    assert "transformers is missing: 5.17 or newer is needed" in wrong
+    assert "surogate-theirs 0.2 does not load" in wrong
+    assert "no plugin is installed: pip install" in wrong
+    assert "GiB free: free some" in wrong
+
+
+@pytest.mark.parametrize(("version", "wanted"), [("2.13.0+cpu", (2, 13, 0)), ("5.17", (5, 17)), ("2.11.0rc1", (2, 11))])
+def test_numbers_of_a_version(version: str, wanted: tuple[int, ...]) -> None:
+    assert doctor.numbers(version) == wanted
+
+
+def test_no_graphics_without_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+    assert doctor.graphics() == []
+
+
+def test_full_asks_torch(surogate: Callable[..., Result]) -> None:
+    torch = pytest.importorskip("torch")
+    assert f"torch threads {torch.get_num_threads()}" in surogate("doctor", "--full").stdout

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from click.testing import Result
+
+from surogate_core.host import Host, load_host
+from surogate_core.offers import Owner
+
+
+def test_validate_says_what_the_run_would_be(surogate: Callable[..., Result], config: Path) -> None:
+    done = surogate("validate", config, "--lora-rank", "8")
+    assert done.exit_code == 0, done.output
+    assert done.stdout == f'{config}: valid; task = "sft" (derived: not all data sets are text): bf16, lora, adamw_8bit\n'
+    assert done.stderr == ""
+
+
+def test_validate_prints_notices_beside_the_result(surogate: Callable[..., Result], config: Path) -> None:
+    done = surogate("validate", config, "lora=false", "lora_rank=8")
+    assert done.exit_code == 0
+    assert done.stderr == 'notice: lora_rank has no effect: it belongs to adapter = "lora" (command line)\n'
+
+
+def test_plan_prints_what_the_plan_renders(surogate: Callable[..., Result], config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("surogate_core.plan")
+    module.make_plan = lambda config, host: SimpleNamespace(render=lambda: f"plan of {config.core.save_steps}")  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "surogate_core.plan", module)
+    assert surogate("plan", config, "--save-steps", "9").stdout == "plan of 9\n"
+
+
+def test_explain_one_key(surogate: Callable[..., Result], config: Path) -> None:
+    done = surogate("explain", config, "save-steps")
+    assert done.stdout.splitlines() == [
+        "save_steps = 7 (c.toml:2)",
+        "  owner: surogate",
+        "  wants: a whole number >= 1",
+        "  Steps between checkpoints. One is always written at the end.",
+    ]
+    assert "save_steps = 9 (command line)" in surogate("explain", config, "save_steps", "--save-steps", "9").stdout
+    assert "  owner: surogate-stand-in 3.1\n" in surogate("explain", config, "lora_rank").stdout
+
+
+def test_explain_all_keys(surogate: Callable[..., Result], config: Path) -> None:
+    lines = surogate("explain", config).stdout.splitlines()
+    assert lines[0].split() == ["key", "value", "origin", "owner"]
+    rows = {line.split()[0]: line.split()[1:] for line in lines[1:]}
+    assert rows["save_steps"] == ["7", "c.toml:2", "surogate"]
+    assert rows["datasets.0.type"] == ['"conversation"', "c.toml:5", "surogate"]
+
+
+def test_explain_without_a_file(surogate: Callable[..., Result], config: Path) -> None:
+    assert surogate("explain", "lora_rank").stdout.startswith("lora_rank = 16\n  owner: surogate-stand-in 3.1\n")
+    assert surogate("explain").stdout.splitlines()[0].split() == ["key", "default", "owner", "meaning"]
+    done = surogate("explain", "save_step")
+    assert done.exit_code == 2
+    assert "there is no key save_step" in done.stderr
+    assert 'did you mean "save_steps"?' in done.stderr
+    assert surogate("explain", "--save-steps", "3").exit_code == 2
+
+
+def test_plugins_lists_offers_broken_plugins_and_collisions(surogate: Callable[..., Result], use: Callable[[Host], None]) -> None:
+    done = surogate("plugins")
+    assert done.exit_code == 0
+    rows = [line.split(maxsplit=4) for line in done.stdout.splitlines()]
+    assert rows[0] == ["distribution", "version", "kind", "offer", "summary"]
+    assert ["surogate-stand-in", "3.1", "adapters", "lora", "The lora."] in rows
+    broken: Any = SimpleNamespace(register_recipes=None)
+    broken.register_recipies = __import__("surogate_core").hookimpl(lambda: [])
+    use(load_host([("theirs", broken, Owner("surogate-theirs", "0.2"))], discover=False))
+    done = surogate("plugins")
+    assert done.exit_code == 0
+    assert "broken: surogate-theirs 0.2 (theirs): PluginError: unknown hook 'register_recipies'" in done.stdout
+
+
+def test_schema(surogate: Callable[..., Result], tmp_path: Path) -> None:
+    printed = surogate("schema")
+    assert json.loads(printed.stdout)["properties"]["lora_rank"]["default"] == 16
+    assert surogate("schema", "--output", tmp_path / "s.json").stdout == ""
+    assert (tmp_path / "s.json").read_text() == printed.stdout
+    assert "| `lora_rank` | a whole number >= 1 | `16` | surogate-stand-in | Rank. |" in surogate("schema", "--markdown").stdout

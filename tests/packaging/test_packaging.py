@@ -1,0 +1,170 @@
+"""The rules that every distribution of this repository follows."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PLUGINS = sorted(ROOT.glob("plugins/*/*/pyproject.toml"))
+KINDS = {
+    "recipes": "recipe",
+    "optimizers": "optimizer",
+    "adapters": "adapter",
+    "datasets": "dataset",
+    "loggers": "logger",
+    "distributed": "distributed",
+    "quantizers": "quantizer",
+}
+every_plugin = pytest.mark.parametrize("path", PLUGINS, ids=lambda path: "/".join(path.parts[-3:-1]))
+
+
+def load(path: Path) -> dict[str, Any]:
+    return tomllib.loads(path.read_text())
+
+
+CORE = load(ROOT / "pyproject.toml")
+
+
+def names(path: Path) -> tuple[str, str]:
+    """(distribution, package) that the plugin's directory calls for."""
+    distribution = f"surogate-{KINDS[path.parts[-3]]}-{path.parts[-2].replace('_', '-')}"
+    return distribution, distribution.replace("-", "_")
+
+
+def sources(*suffixes: str) -> list[Path]:
+    """Files that git tracks or would track."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    return [ROOT / name for name in listed if (ROOT / name).is_file() and (not suffixes or name.endswith(suffixes))]
+
+
+def lines(path: Path) -> int:
+    return len(path.read_text(encoding="utf-8").splitlines())
+
+
+def test_there_are_plugins_of_every_kind_built_so_far() -> None:
+    assert {path.parts[-3] for path in PLUGINS} >= {"recipes", "optimizers", "adapters", "datasets", "loggers"}
+    assert {path.parts[-3] for path in PLUGINS} <= KINDS.keys()
+
+
+@every_plugin
+def test_names_match_one_to_one(path: Path) -> None:
+    distribution, package = names(path)
+    project = load(path)
+    assert project["project"]["name"] == distribution
+    assert project["tool"]["flit"]["module"]["name"] == package
+    assert [entry.name for entry in (path.parent / "src").iterdir()] == [package]
+    assert (path.parent / "src" / package / "plugin.py").is_file()
+
+
+@every_plugin
+def test_the_entry_point_is_named_like_the_distribution(path: Path) -> None:
+    distribution, package = names(path)
+    project = load(path)["project"]
+    assert project["entry-points"] == {"surogate.v1": {distribution.removeprefix("surogate-"): f"{package}.plugin"}}
+    assert "scripts" not in project
+
+
+@every_plugin
+def test_the_core_is_required_in_the_exact_version_that_no_index_serves(path: Path) -> None:
+    project, version = load(path)["project"], CORE["project"]["version"]
+    assert "+" in version, "a version without a local part can be on the public index"
+    ours = [entry for entry in project["dependencies"] if entry.lower().startswith("surogate")]
+    assert ours == [f"surogate == {version}"]
+    assert project["version"] == version
+    package = path.parent / "src" / names(path)[1] / "__init__.py"
+    declared = re.search(r'^__version__ = "(.+)"$', package.read_text(), re.MULTILINE)
+    assert declared is None or declared[1] == version
+
+
+@every_plugin
+def test_no_extra_names_our_own_plugins_and_nothing_is_compiled(path: Path) -> None:
+    project = load(path)
+    assert "surogate" not in repr(project["project"].get("optional-dependencies", {}))
+    assert project["build-system"]["build-backend"] == "flit_core.buildapi"
+
+
+def test_the_core_depends_on_no_plugin() -> None:
+    assert "surogate" not in repr(CORE["project"]["dependencies"]) + repr(CORE["project"].get("optional-dependencies", {}))
+    assert 'version = "{}"'.format(CORE["project"]["version"]) in (ROOT / "pyproject.toml").read_text()
+
+
+@every_plugin
+def test_the_readme_has_a_config(path: Path) -> None:
+    assert "```toml" in (path.parent / "README.md").read_text()
+
+
+@every_plugin
+def test_there_are_tests(path: Path) -> None:
+    assert list((path.parent / "tests").glob("test_*.py"))
+
+
+@every_plugin
+def test_licence_and_python_are_the_cores(path: Path) -> None:
+    project = load(path)["project"]
+    for key in ("license", "requires-python"):
+        assert project[key] == CORE["project"][key]
+
+
+def test_one_requirements_file_lists_everything() -> None:
+    listed = re.findall(r"^-e (\S+)$", (ROOT / "requirements-dev.txt").read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted([".", *(str(path.parent.relative_to(ROOT)) for path in PLUGINS)])
+
+
+def test_torch_is_pinned_exactly() -> None:
+    pins = (ROOT / "constraints.txt").read_text()
+    assert re.search(r"^torch==\d+\.\d+\.\d+$", pins, re.MULTILINE)
+    required = (ROOT / "requirements-dev.txt").read_text().splitlines()
+    for name in (line for line in required if line and not line.startswith(("#", "-e"))):
+        assert re.search(rf"^{re.escape(name)}==", pins, re.MULTILINE), f"{name} has no pin"
+
+
+@every_plugin
+def test_listing_a_plugin_imports_nothing_heavy(path: Path) -> None:
+    package = names(path)[1]
+    code = f"import sys, {package}.plugin as p; [getattr(p, n)() for n in dir(p) if n.startswith('register_')]"
+    code += "; print(*sorted({'torch', 'transformers', 'numpy', 'rich', 'datasets', 'peft'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+@pytest.mark.parametrize("name", ["plugins", "tests", "native"])
+def test_the_installed_checkout_puts_only_its_package_on_the_path(name: str, tmp_path: Path) -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    command = [sys.executable, "-c", f"import {name}; print(list({name}.__path__))"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+    assert str(ROOT) not in done.stdout
+    located = "import surogate_core; print(surogate_core.__file__)"
+    found = subprocess.run(
+        [sys.executable, "-c", located], capture_output=True, text=True, cwd=tmp_path, env=environment, check=True
+    )
+    assert Path(found.stdout.strip()).is_file()
+
+
+def test_the_core_stays_small() -> None:
+    core = [path for path in sources(".py") if path.is_relative_to(ROOT / "surogate_core")]
+    assert len(core) > 10
+    assert sum(map(lines, core)) < 3500
+
+
+def test_no_file_is_long() -> None:
+    long = {str(path.relative_to(ROOT)): lines(path) for path in sources(".py", ".sh", "Makefile") if lines(path) > 350}
+    assert not long
+
+
+def test_nothing_is_copied_from_the_shared_data(shared_data: Path) -> None:
+    sizes = {path.stat().st_size for path in sources()}
+    digests = {hashlib.sha256(path.read_bytes()).digest(): path for path in sources() if path.stat().st_size}
+    for path in shared_data.rglob("*"):
+        if path.is_file() and path.stat().st_size in sizes and path.stat().st_size:
+            assert hashlib.sha256(path.read_bytes()).digest() not in digests, f"{path.name} is in the repository"

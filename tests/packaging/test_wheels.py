@@ -1,0 +1,94 @@
+"""Installed from wheels, without the repository: everything together, each plugin alone, the core alone."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from surogate_core import testing
+
+ROOT = Path(__file__).resolve().parents[2]
+DISTRIBUTIONS = sorted(
+    f"surogate-{path.parts[-3].removesuffix('s')}-{path.parts[-2].replace('_', '-')}"
+    for path in ROOT.glob("plugins/*/*/pyproject.toml")
+)
+pytestmark = pytest.mark.xdist_group("wheels")
+
+
+@pytest.fixture(scope="session")
+def core_alone(make_environment: Callable[..., Any]) -> Any:
+    return make_environment("surogate")
+
+
+def job(directory: Path, **keys: str) -> Path:
+    """A job of two steps on a tiny model; ``keys`` are TOML values."""
+    testing.tiny_model(directory / "model", weights=False)
+    testing.write_rows(
+        directory / "text.jsonl", [{"text": f"the quick brown fox {number} jumps over the lazy dog"} for number in range(40)]
+    )
+    settings = {
+        "model": '"model"',
+        "from_scratch": "true",
+        "lora": "false",
+        "max_steps": "2",
+        "sequence_len": "64",
+        "model_dtype": '"fp32"',
+        "optimizer": '"adamw"',
+        "output_dir": '"out"',
+        **keys,
+    }
+    text = "".join(f"{key} = {value}\n" for key, value in settings.items()) + '[[datasets]]\npath = "text.jsonl"\ntype = "text"\n'
+    (directory / "job.toml").write_text(text)
+    return directory
+
+
+def test_wheels_hold_the_package_and_its_licence_only(wheels: Path) -> None:
+    for wheel in wheels.glob("*.whl"):
+        package = wheel.name.split("-")[0]
+        tops = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
+        assert tops == {"surogate_core" if package == "surogate" else package, wheel.name.rsplit("-", 3)[0] + ".dist-info"}
+
+
+def test_everything_is_listed_and_a_job_runs(everything: Any, tmp_path: Path) -> None:
+    listed = everything.surogate("plugins")
+    assert listed.returncode == 0, listed.stderr
+    for distribution in DISTRIBUTIONS:
+        assert distribution in listed.stdout
+    done = everything.surogate("run", "job.toml", cwd=job(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "out" / "loss.png").is_file()
+    located = everything.python("-c", "import surogate_core; print(surogate_core.__file__)").stdout
+    assert str(ROOT) not in located
+
+
+def test_the_core_alone_names_what_is_missing(core_alone: Any, tmp_path: Path) -> None:
+    assert core_alone.surogate("--help").returncode == 0
+    listed = core_alone.surogate("plugins")
+    assert listed.returncode == 0, listed.stderr
+    assert "surogate-" not in listed.stdout
+    done = core_alone.surogate("run", "job.toml", cwd=job(tmp_path))
+    assert done.returncode == 2, done.stdout + done.stderr
+    for distribution in ("surogate-recipe-bf16", "surogate-optimizer-adamw", "surogate-dataset-text"):
+        assert f"pip install {distribution}" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_each_plugin_installs_alone(core_alone: Any, distribution: str) -> None:
+    core_alone.install(distribution)
+    try:
+        listed = core_alone.surogate("plugins")
+        assert listed.returncode == 0, listed.stderr
+        assert distribution in listed.stdout
+        code = (
+            "from surogate_core.host import load_host; host = load_host(); assert not host.broken, host.broken\n"
+            "for plugin in host.plugins:\n    for kind, offer in plugin.offers: offer.load()"
+        )
+        loaded = core_alone.python("-W", "error::ImportWarning", "-c", code)
+        assert loaded.returncode == 0, loaded.stderr
+    finally:
+        core_alone.remove(distribution)
