@@ -120,7 +120,7 @@ def check_recipe(recipe: Recipe, *, bound: float, dtype: Any = None, where: Site
         "weight gradient": (ws.grad, dy.double().t() @ x.double()),
     }
     for what, (found, wanted) in exact.items():
-        error = float((found.double() - wanted).norm() / wanted.norm())
+        error = float((found.detach().double() - wanted).norm() / wanted.norm())
         assert error <= bound, f"{what}: relative error {error:.2e} above the bound {bound:.2e}"
 
 
