@@ -126,7 +126,7 @@ def test_the_end_says_what_came_out_and_what_next() -> None:
         "first step 4.2s after the start",
         "output out",
         "checkpoint out/checkpoint-00000020",
-        "next surogate generate out/checkpoint-00000020",
+        'next surogate generate out/checkpoint-00000020 --prompt "..."',
     ]
 
 

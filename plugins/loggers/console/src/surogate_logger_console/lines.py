@@ -127,7 +127,7 @@ def summary(end: Mapping[str, Any], first_loss: float | None) -> list[str]:
     line("output", *_fields(end, ("output_dir", "{}")))
     line("checkpoint", *_fields(end, ("checkpoint", "{}")))
     if end.get("checkpoint") and not end.get("failed"):
-        line("next", f"surogate generate {shlex.quote(end['checkpoint'])}")
+        line("next", f'surogate generate {shlex.quote(end["checkpoint"])} --prompt "..."')
     if end.get("resume") and (end.get("failed") or end.get("stopped")):
         line("continue", end["resume"])
     return lines
