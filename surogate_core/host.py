@@ -234,9 +234,8 @@ def _collisions(plugins: list[Plugin]) -> list[Problem]:
     """Two offers of one name, two options classes with one key, an option that hides a key of the core."""
     problems = []
     names: dict[tuple[str, str], Offer] = {}
-    keys: dict[str, tuple[type, Owner]] = {
-        attribute.name: (CoreOptions, Owner("surogate", _version())) for attribute in attrs.fields(CoreOptions)
-    }
+    core = Owner("surogate", _version())
+    keys: dict[str, tuple[type, Owner]] = {attribute.name: (CoreOptions, core) for attribute in attrs.fields(CoreOptions)}
     table = {attribute.name for attribute in attrs.fields(DatasetOptions)}
     for plugin in plugins:
         for kind, offer in plugin.offers:

@@ -12,6 +12,14 @@ for name, value in {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "D
 
 
 @pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Qwen3 of 27,000 parameters with a byte tokenizer."""
+    from surogate_core import testing
+
+    return testing.tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Directory of real corpora, tokenizers and a real model; see SUROGATE_TEST_DATA in CONTRIBUTING.md."""
     found = Path(os.environ.get("SUROGATE_TEST_DATA") or ROOT.parent / "shared" / "data")

@@ -45,7 +45,7 @@ def weigh(tokenizer: Any, text: str, spans: Sequence[Span], kind: str, marker: s
     weights: NDArray[np.float32] = np.zeros(len(starts), dtype=np.float32)
     for start, stop, weight in spans:
         weights[(starts >= start) & (starts < stop)] = weight
-    return Sample(input_ids=encoded["input_ids"], weights=weights, kind=kind, marker=marker)
+    return Sample(input_ids=encoded["input_ids"], weights=weights.tolist(), kind=kind, marker=marker)
 
 
 @frozen

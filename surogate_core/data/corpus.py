@@ -12,13 +12,13 @@ import hashlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from attrs import field, frozen
+from attrs import frozen
 from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
 
 
-@frozen
+@frozen(eq=False)
 class Sources(Sequence[str]):
     """Names of pieces, made when asked for: ``file.jsonl:17``, and ``file.txt:1#3`` for the third piece of a sample.
 
@@ -27,7 +27,7 @@ class Sources(Sequence[str]):
     """
 
     files: tuple[str, ...]
-    places: Ints = field(eq=False)
+    places: Ints
 
     def __len__(self) -> int:
         return len(self.places)
@@ -39,7 +39,7 @@ class Sources(Sequence[str]):
         return f"{self.files[file]}:{row}" + (f"#{part}" if part else "")
 
 
-@frozen
+@frozen(eq=False)
 class Corpus:
     """All samples of one side, flat.
 
@@ -50,10 +50,10 @@ class Corpus:
     sources  (P,) names of the pieces, shown when a step fails
     """
 
-    tokens: NDArray[np.int32] = field(eq=False)
-    weights: NDArray[np.float32] = field(eq=False)
-    pieces: Ints = field(eq=False)
-    sources: Sequence[str] = field(eq=False)
+    tokens: NDArray[np.int32]
+    weights: NDArray[np.float32]
+    pieces: Ints
+    sources: Sequence[str]
 
     def __len__(self) -> int:
         return len(self.pieces)

@@ -8,19 +8,19 @@ packed window by window, so that neighbours in the data are spread over rows.
 from __future__ import annotations
 
 import numpy as np
-from attrs import field, frozen
+from attrs import frozen
 from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
 WINDOW = 1 << 16
 
 
-@frozen
+@frozen(eq=False)
 class Rows:
     """Row r holds the pieces ``order[starts[r]:starts[r + 1]]``, from left to right."""
 
-    order: Ints = field(eq=False)
-    starts: Ints = field(eq=False)
+    order: Ints
+    starts: Ints
 
     def __len__(self) -> int:
         return len(self.starts) - 1

@@ -21,7 +21,7 @@ from surogate_core.config.options import DatasetOptions
 from surogate_core.errors import BadRow, DataError
 
 Raw = tuple[int, Any]
-HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 SAVED = ("dataset_dict.json", "state.json")  # what datasets.save_to_disk leaves in a directory
 
 
@@ -192,7 +192,7 @@ def _parquet(path: Path, name: str) -> Reader:
     try:
         table = parquet.ParquetFile(path)
     except ArrowInvalid as error:
-        raise DataError(f"not a parquet file: {error}", str(path)) from error
+        raise DataError(f"not a parquet file: {error}", str(path), "fetch or write the file again") from error
     batches = partial(table.iter_batches, batch_size=1000)
 
     def raw() -> Iterator[Raw]:

@@ -57,7 +57,9 @@ def build(plan: Plan, *, weights: Path | None = None, notice: Callable[[str], No
     if remark := models.check_head(model):
         notice(remark)
     if core.recompute:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # transformers 5.23 has a new name for it and warns of the old one
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     if core.compile:
         for layer in models.blocks(model)[1]:
             layer.compile()

@@ -29,7 +29,7 @@ class TextOptions:
 
 def stand_in(**more: Any) -> SimpleNamespace:
     """A plugin module that offers what the defaults need, and ``more`` hooks."""
-    given = {
+    given: dict[str, list[tuple[str, type | None]]] = {
         "recipes": [("bf16", None)],
         "adapters": [("lora", LoraOptions)],
         "optimizers": [("adamw_8bit", None)],
@@ -39,7 +39,9 @@ def stand_in(**more: Any) -> SimpleNamespace:
     def register(kind: str) -> Any:
         return hookimpl(lambda: [Offer(name, cls, build="nowhere:build", summary=f"The {name}.") for name, cls in given[kind]])
 
-    return SimpleNamespace(**{f"register_{kind}": register(kind) for kind in given}, **{name: hookimpl(f) for name, f in more.items()})
+    return SimpleNamespace(
+        **{f"register_{kind}": register(kind) for kind in given}, **{name: hookimpl(f) for name, f in more.items()}
+    )
 
 
 @pytest.fixture

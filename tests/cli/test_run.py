@@ -11,7 +11,9 @@ import pytest
 from click.testing import Result
 
 from surogate_core.cli.run import overrides
+from surogate_core.config import load
 from surogate_core.errors import Interrupted, RunFailed
+from surogate_core.host import Host
 
 
 @pytest.mark.parametrize(
@@ -68,7 +70,9 @@ def executed(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 def test_run_passes_flags_and_overrides(surogate: Callable[..., Result], executed: list[dict[str, Any]], config: Path) -> None:
-    done = surogate("run", config, "--learning-rate", "1e-4", "--quiet", "max_steps=-1", "--allow-drift", "--datasets.0.samples", "5")
+    done = surogate(
+        "run", config, "--learning-rate", "1e-4", "--quiet", "max_steps=-1", "--allow-drift", "--datasets.0.samples", "5"
+    )
     assert done.exit_code == 0, done.output
     (call,) = executed
     core = call["config"].core
@@ -137,3 +141,11 @@ def test_a_problem_of_the_configuration(surogate: Callable[..., Result], execute
         "2 problems",
     ]
     assert executed == []
+
+
+def test_the_resume_command_gives_the_preset_and_the_overrides_again(host: Host, config: Path) -> None:
+    from surogate_core.train.run import resume_command
+
+    loaded = load(config, host, [("system", "a b"), ("resume_from_checkpoint", "false")], {"task": "sft"})
+    assert resume_command(loaded) == f"surogate sft {config} --system 'a b'"
+    assert resume_command(load(config, host)) == f"surogate run {config}"

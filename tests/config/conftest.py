@@ -77,7 +77,9 @@ def stand_in(**more: Any) -> SimpleNamespace:
         return hookimpl(lambda: offers(kind))
 
     kinds = ("recipes", "adapters", "optimizers", "datasets", "loggers")
-    return SimpleNamespace(**{f"register_{kind}": register(kind) for kind in kinds}, **{name: hookimpl(f) for name, f in more.items()})
+    return SimpleNamespace(
+        **{f"register_{kind}": register(kind) for kind in kinds}, **{name: hookimpl(f) for name, f in more.items()}
+    )
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,12 @@ def found(need_data: bool = True, **options: Any) -> list[tuple[tuple[str, ...],
     ("options", "key", "what", "how"),
     [
         ({"datasets": None}, "datasets", "there are no datasets", "[[datasets]]"),
-        ({"max_steps": 10, "warmup_steps": 6, "cooldown_steps": 5}, "cooldown_steps", "longer than max_steps (10)", "raise max_steps"),
+        (
+            {"max_steps": 10, "warmup_steps": 6, "cooldown_steps": 5},
+            "cooldown_steps",
+            "longer than max_steps (10)",
+            "raise max_steps",
+        ),
         ({"max_steps": 10, "warmup_ratio": 0.6, "cooldown_steps": 5}, "cooldown_steps", "warmup (6 steps)", "lower warmup_ratio"),
         ({"from_scratch": True, "lora": True}, "from_scratch", "from_scratch = true with lora = true", "set lora = false"),
         ({"max_length": 2000}, "max_length", "longer than sequence_len = 1024", "raise sequence_len"),
@@ -28,7 +33,12 @@ def found(need_data: bool = True, **options: Any) -> list[tuple[tuple[str, ...],
         ({"rope_scaling": "yrn", "max_model_len": 9}, "rope_scaling", "wanted one of linear, dynamic, yarn", 'did you mean "yarn"'),
         ({"rope_scaling": "{x}"}, "rope_scaling", "not a JSON object", "write it like"),
         ({"model": "./nowhere"}, "model", "no such directory", "looked up from"),
-        ({"task": "pt", "datasets": [DatasetOptions(path="a/b", type="chat")]}, "datasets.0.type", 'type = "text" only', 'task = "sft"'),
+        (
+            {"task": "pt", "datasets": [DatasetOptions(path="a/b", type="chat")]},
+            "datasets.0.type",
+            'type = "text" only',
+            'task = "sft"',
+        ),
     ],
 )
 def test_each_conflict_is_found(options: dict[str, Any], key: str, what: str, how: str) -> None:

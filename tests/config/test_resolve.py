@@ -113,7 +113,9 @@ def test_a_key_of_a_plugin_that_is_not_installed_names_the_pip_line(key: str, ho
 def test_a_key_that_is_not_built_has_its_default_only(host: Host, key: str, default: Any) -> None:
     assert load({**MINIMAL, key: default}, host).notices == ()
     load(MINIMAL, host, [(key, "null" if default is None else str(default).lower() if default in (True, False) else str(default))])
-    other = {bool: lambda: not default, type(None): lambda: "x", str: lambda: default + "x"}.get(type(default), lambda: default + 1)()
+    other = {bool: lambda: not default, type(None): lambda: "x", str: lambda: default + "x"}.get(
+        type(default), lambda: default + 1
+    )()
     (problem,) = refused(host, {**MINIMAL, key: other})
     assert problem.what.startswith(f"{key} = ")
     assert problem.what.endswith("is not available in this version")
@@ -129,7 +131,7 @@ def test_one_is_not_true_for_a_key_that_is_not_built(host: Host) -> None:
 
 
 def wrong_values(key: Key) -> list[Any]:
-    simple = {int: [3.7, "3", True], float: ["0.5", True], bool: ["false", 0, 1], str: [3, True]}
+    simple: dict[Any, list[Any]] = {int: [3.7, "3", True], float: ["0.5", True], bool: ["false", 0, 1], str: [3, True]}
     kinds = members(key.kind)
     if choices(key.kind):
         return ["no such choice", 3]
@@ -153,12 +155,16 @@ def test_a_wrong_type_says_what_was_given_and_wanted(host: Host, known: Catalogu
         if prefix + name == "datasets.0.type" and isinstance(value, str):
             continue
         (problem,) = [p for p in refused(host, source) if p.where == f"mapping, key {prefix}{name}"]
-        shown = {True: "true", False: "false"}[value] if isinstance(value, bool) else f'"{value}"' if isinstance(value, str) else value
+        shown = (
+            {True: "true", False: "false"}[value] if isinstance(value, bool) else f'"{value}"' if isinstance(value, str) else value
+        )
         assert problem.what.startswith(f"{prefix}{name} = {shown}: wanted ")
         assert problem.how
 
 
-@pytest.mark.parametrize("name", [f.name for f in attrs.fields(CoreOptions) if f.name != "datasets"] + ["lora_rank", "lora_dropout", "fp8_window"])
+@pytest.mark.parametrize(
+    "name", [f.name for f in attrs.fields(CoreOptions) if f.name != "datasets"] + ["lora_rank", "lora_dropout", "fp8_window"]
+)
 def test_bounds(host: Host, known: Catalogue, name: str) -> None:
     key = known.keys[name]
     step = 1 if int in members(key.kind) else 1e-3

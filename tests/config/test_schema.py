@@ -17,12 +17,33 @@ from surogate_core.host import Host, load_host
 ROOT = Path(__file__).resolve().parents[2]
 CHAT = {"path": "owner/name", "type": "conversation"}
 MINIMAL: dict[str, Any] = {"model": "owner/model", "datasets": [CHAT]}
-TYPES = {"integer": int, "number": (int, float), "boolean": bool, "string": str, "array": list, "object": dict, "null": type(None)}
+TYPES: dict[str, Any] = {
+    "integer": int,
+    "number": (int, float),
+    "boolean": bool,
+    "string": str,
+    "array": list,
+    "object": dict,
+    "null": type(None),
+}
 
 
 def valid(value: Any, schema: dict[str, Any]) -> bool:
     """A reader of the part of JSON Schema that ours uses (draft 2020-12, sections 6.1 to 6.5, 10.2 and 10.3)."""
-    known = {"description", "title", "default", "$schema", "type", "enum", "const", "anyOf", "oneOf", "items", "minItems", "properties"}
+    known = {
+        "description",
+        "title",
+        "default",
+        "$schema",
+        "type",
+        "enum",
+        "const",
+        "anyOf",
+        "oneOf",
+        "items",
+        "minItems",
+        "properties",
+    }
     known |= {"required", "additionalProperties", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}
     assert set(schema) <= known, set(schema) - known
     if "type" in schema:
@@ -98,7 +119,12 @@ def test_schema_has_every_key_with_its_documentation(host: Host) -> None:
     assert schema["required"] == ["model"]
     for key in catalogue(host).keys.values():
         assert key.doc in schema["properties"][key.name]["description"]
-    assert schema["properties"]["lora_rank"] == {"description": "Rank. (surogate-stand-in 3.1)", "type": "integer", "default": 16, "minimum": 1}
+    assert schema["properties"]["lora_rank"] == {
+        "description": "Rank. (surogate-stand-in 3.1)",
+        "type": "integer",
+        "default": 16,
+        "minimum": 1,
+    }
     assert {path.partition(".")[0] for path in NOT_BUILT} <= set(schema["properties"])
 
 
@@ -122,7 +148,7 @@ def test_explain_without_a_configuration(host: Host) -> None:
     assert (row.value, row.origin, row.owner) == ("50", "", "surogate")
     assert rows(host, None, "model")[0].value == "required"
     assert rows(host, None, "qlora_fp4")[0].doc == "Not available in this version."
-    with pytest.raises(ConfigError, match="did you mean \"save_steps\""):
+    with pytest.raises(ConfigError, match='did you mean "save_steps"'):
         rows(host, None, "save_step")
 
 
@@ -132,7 +158,9 @@ def section(page: str, title: str) -> str:
     return found[1]
 
 
-@pytest.mark.parametrize("title", ["Core", "Every `[[datasets]]` and `[[validation_datasets]]` table", "Not available in this version"])
+@pytest.mark.parametrize(
+    "title", ["Core", "Every `[[datasets]]` and `[[validation_datasets]]` table", "Not available in this version"]
+)
 def test_the_options_page_is_current_for_the_keys_of_the_core(title: str) -> None:
     """When this fails: `surogate schema --markdown --output docs/options.md`, with all plugins of the repository installed."""
     page = (ROOT / "docs" / "options.md").read_text()

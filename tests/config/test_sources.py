@@ -156,8 +156,17 @@ def test_the_last_override_wins_and_text_is_marked() -> None:
 def test_environment() -> None:
     problems: list[Problem] = []
     tree = {"a": "x-${ONE}", "b": "${ONE}", "c": ["${TWO}"], "d": "$${ONE} $ONE {ONE}", "e": "${HF_TOKEN}", "f": "${NOT_THERE}"}
-    given = expand(flatten(tree, "f", dict(zip("abcdef", range(1, 7), strict=True)), []), problems, {"ONE": "1", "TWO": "2", "HF_TOKEN": "s"})
-    assert {key: entry.value for key, entry in given.items()} == {"a": "x-1", "b": "1", "c": ["2"], "d": "${ONE} $ONE {ONE}", "e": "s", "f": ""}
+    given = expand(
+        flatten(tree, "f", dict(zip("abcdef", range(1, 7), strict=True)), []), problems, {"ONE": "1", "TWO": "2", "HF_TOKEN": "s"}
+    )
+    assert {key: entry.value for key, entry in given.items()} == {
+        "a": "x-1",
+        "b": "1",
+        "c": ["2"],
+        "d": "${ONE} $ONE {ONE}",
+        "e": "s",
+        "f": "",
+    }
     assert [key for key, entry in given.items() if entry.text] == ["b", "e", "f"]
     assert given["a"].origin == "environment ONE at f:1"
     assert given["d"].origin == "f:4"

@@ -133,6 +133,15 @@ def trained_text(tokenizer: Any, sample: Any) -> str:
     return tokenizer.decode(np.array(sample.input_ids)[np.array(sample.weights) > 0])
 
 
+def test_the_end_of_turn_is_trained_where_the_marks_leave_it_out(load) -> None:
+    tokenizer = load("minimind", "chatml")
+    wanted = renderer(tokenizer)(TALK)
+    end = "{{- '<|im_end|>' -}}{%- endgeneration -%}"
+    assert end in tokenizer.chat_template
+    tokenizer.chat_template = tokenizer.chat_template.replace(end, "{%- endgeneration -%}{{- '<|im_end|>' -}}")
+    assert renderer(tokenizer)(TALK) == wanted
+
+
 def test_template_that_changes_history(load) -> None:
     tokenizer = load("minimind")
     tokenizer.chat_template = HISTORY
@@ -145,24 +154,17 @@ def test_thoughts_are_trained_where_the_prompt_ends_in_an_empty_one(load) -> Non
     assert trained_text(tokenizer, renderer(tokenizer)(messages)) == "hm\n</think>\n\nyes<|im_end|>"
 
 
+EACH, PROMPT = "{% for m in messages %}", "{% endfor %}{% if add_generation_prompt %}"
+
+
 @pytest.mark.parametrize(
     ("template", "reason"),
     [
-        ("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}", "no generation prompt"),
-        (
-            "{{ messages | length }}{% for m in messages %}<{{ m.content }}>{% endfor %}{% if add_generation_prompt %}!{% endif %}",
-            "otherwise",
-        ),
-        (
-            "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% endfor %}"
-            "{% if add_generation_prompt %}[bot]{% endif %}",
-            "start",
-        ),
+        (EACH + "{{ m.role }}: {{ m.content }}\n{% endfor %}", "no generation prompt"),
+        ("{{ messages | length }}" + EACH + "<{{ m.content }}>" + PROMPT + "!{% endif %}", "otherwise"),
+        (EACH + "<|im_start|>{{ m.role }}\n{{ m.content }}" + PROMPT + "[bot]{% endif %}", "does not start with"),
         ("{{ raise_exception('roles must alternate') }}", "alternate"),
-        (
-            "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}",
-            "another number of generation marks",
-        ),
+        (EACH + "{{ m.role }}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}", "another number of generation marks"),
     ],
 )
 def test_turns_that_cannot_be_told_apart_are_refused(load, template: str, reason: str) -> None:

@@ -157,7 +157,7 @@ def spoil(copied: Path, **changes: Any) -> None:
 
 
 def test_no_such_directory(core: Any) -> None:
-    with pytest.raises(ModelError, match=r"no model directory ./nowhere") as caught:
+    with pytest.raises(ModelError, match="no model directory") as caught:
         read_config(core("./nowhere"))
     assert caught.value.problems[0].where == "model"
     assert caught.value.exit_code == 2

@@ -55,7 +55,13 @@ def test_logits_are_never_all_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loss_module, "CHUNK_BYTES", 128 * 4 * 1000)
     sizes = []
     original = loss_module._logits
-    monkeypatch.setattr(loss_module, "_logits", lambda *args: sizes.append(original(*args).numel()) or original(*args))
+
+    def counted(*args: Any) -> torch.Tensor:
+        z = original(*args)
+        sizes.append(z.numel())
+        return z
+
+    monkeypatch.setattr(loss_module, "_logits", counted)
     x, head = torch.randn(1000, 4, requires_grad=True), torch.randn(1000, 4)
     head_loss(x, head, None, torch.zeros(1000, dtype=torch.int64), torch.ones(1000)).backward()
     assert max(sizes) == 128 * 1000
@@ -67,7 +73,12 @@ def test_tokens_without_weight_are_dropped_before_the_head(
     model, batch = load(tiny("llama")[1]), packed([[9, 12], [1, 8, 7, 3]])
     rows = []
     original = loss_module._HeadLoss.apply
-    monkeypatch.setattr(loss_module._HeadLoss, "apply", lambda x, *rest: rows.append(len(x)) or original(x, *rest))
+
+    def counted(x: torch.Tensor, *rest: Any) -> torch.Tensor:
+        rows.append(len(x))
+        return original(x, *rest)
+
+    monkeypatch.setattr(loss_module._HeadLoss, "apply", counted)
     batch_loss(model, batch)
     assert rows == [int((batch.weights > 0).sum())]
 
@@ -90,10 +101,14 @@ def test_a_batch_without_labels_has_a_loss_of_zero(tiny: Any, load: Any, packed:
 def test_a_head_that_is_not_linear_falls_back_to_the_models_own_logits(tiny: Any, load: Any, packed: Any) -> None:
     """A model that adds something to its logits, which its config does not tell."""
     model, batch = load(tiny("llama")[1]), packed([[9, 12]])
-    model.register_forward_hook(lambda module, args, out: setattr(out, "logits", out.logits * torch.linspace(1, 2, 96)) or out)
+
+    def scaled(module: Any, args: Any, out: Any) -> Any:
+        out.logits = out.logits * torch.linspace(1, 2, 96)
+        return out
+
+    model.register_forward_hook(scaled)
     said = check_head(model)
-    assert said is not None
-    assert "logits" in said
+    assert "logits" in str(said)
     with torch.no_grad():
         each = F.cross_entropy(logits(model, batch).flatten(0, 1), batch.labels.flatten(), reduction="none")
     torch.testing.assert_close(batch_loss(model, batch).detach(), (each * batch.weights.flatten()).sum())

@@ -18,7 +18,7 @@ def test_equals_masked_softmax_with_its_gradients(
     ids = torch.tensor([[0] * 7 + [1] * 1 + [2] * 13 + [3] * 3, [0] * 24])
     inputs = [torch.randn(2, count, 24, 8, dtype=dtype, requires_grad=True) for count in (heads[0], heads[1], heads[1])]
     weight = torch.randn(2, 24, heads[0], 8, dtype=dtype)
-    got = packed_attention(*inputs, ids, 0.3, window)
+    got = packed_attention(inputs[0], inputs[1], inputs[2], ids, 0.3, window)
 
     exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
     q, k, v = (tensor.repeat_interleave(heads[0] // tensor.shape[1], 1) for tensor in exact)

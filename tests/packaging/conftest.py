@@ -89,5 +89,5 @@ def make_environment(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="session")
 def everything(wheels: Path, make_environment: Callable[..., Environment]) -> Environment:
-    """An environment with the core and all plugins from their wheels. Do not change it."""
+    """An environment with the core and all plugins from their wheels. What a test adds, it removes again."""
     return make_environment(*(wheel.name.split("-")[0].replace("_", "-") for wheel in sorted(wheels.glob("*.whl"))))

@@ -26,15 +26,10 @@ TEXT = [{"text": f"Number {number} is followed by {number + 1}; twice {number} i
 PAIRS = [{"q": f"What is {number} + 1?", "a": f"It is {number + 1}."} for number in range(30)]
 
 
-@pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return testing.tiny_model(tmp_path_factory.mktemp("tiny"))
-
-
 @pytest.fixture
-def config(model: Path, tmp_path: Path) -> dict[str, Any]:
+def config(tiny: Path, tmp_path: Path) -> dict[str, Any]:
     return {
-        "model": str(model),
+        "model": str(tiny),
         "output_dir": str(tmp_path / "out"),
         "model_dtype": "fp32",
         "sequence_len": 64,
@@ -108,14 +103,14 @@ def test_a_run_learns_and_leaves_all_that_is_needed(config: dict[str, Any]) -> N
     assert ledger["rows"]["read"] == len(TEXT)
 
 
-def test_the_first_loss_is_that_of_the_untrained_model(config: dict[str, Any], model: Path) -> None:
+def test_the_first_loss_is_that_of_the_untrained_model(config: dict[str, Any], tiny: Path) -> None:
     """Against transformers' own model and loss on the same document."""
     text = TEXT[0]["text"]
     config["datasets"][0]["path"] = str(testing.write_rows(Path(config["output_dir"]).parent / "one.jsonl", [{"text": text}]))
     summary = surogate_core.run({**config, "max_steps": 1, "validation_split_ratio": 0.0, "sequence_len": 128})
-    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny)
     ids = torch.tensor([[*tokenizer(text)["input_ids"], tokenizer.eos_token_id]])
-    reference = transformers.AutoModelForCausalLM.from_pretrained(model)
+    reference = transformers.AutoModelForCausalLM.from_pretrained(tiny)
     assert losses(summary)[0][1] == pytest.approx(float(reference(ids, labels=ids).loss.detach()), abs=1e-5)
 
 
@@ -219,10 +214,10 @@ def test_epochs_and_seeds(config: dict[str, Any], tmp_path: Path) -> None:
     assert losses(one)[0][1] != losses(other)[0][1]
 
 
-def test_a_non_finite_loss_names_step_rate_and_samples(config: dict[str, Any], model: Path, tmp_path: Path) -> None:
+def test_a_non_finite_loss_names_step_rate_and_samples(config: dict[str, Any], tiny: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.mkdir()
-    for path in model.iterdir():
+    for path in tiny.iterdir():
         (broken / path.name).write_bytes(path.read_bytes())
     weights = load_file(broken / "model.safetensors")
     weights["model.norm.weight"][0] = math.nan

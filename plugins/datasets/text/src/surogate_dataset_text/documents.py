@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import numpy as np
 from attrs import frozen
 
 from surogate_core.contracts import FormatContext, Sample
@@ -43,7 +42,7 @@ class Documents:
     def _sample(self, ids: list[int]) -> Sample:
         if not ids or ids[-1] != self.tokenizer.eos_token_id:
             ids = [*ids, self.tokenizer.eos_token_id]
-        return Sample(input_ids=ids, weights=np.ones(len(ids), dtype=np.float32), kind="document", marker="text")
+        return Sample(input_ids=ids, weights=[1.0] * len(ids), kind="document", marker="text")
 
 
 def build(options: Options, context: FormatContext) -> Documents:

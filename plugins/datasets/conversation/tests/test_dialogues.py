@@ -1,0 +1,150 @@
+"""Shapes of messages → what the chat template is given."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from surogate_dataset_conversation.dialogues import build
+from surogate_dataset_conversation.plugin import Options, register_datasets
+from transformers import AutoTokenizer
+
+from surogate_core.config.options import CoreOptions, DatasetOptions
+from surogate_core.contracts import FormatContext, Sample
+from surogate_core.data import prepare
+from surogate_core.errors import BadRow
+
+
+def rendered(row: dict[str, Any], **options: Any) -> tuple[list[dict], list | None, str]:
+    seen: list[Any] = []
+
+    def render(messages: list, tools: list | None = None, kind: str = "") -> Sample:
+        seen.append((messages, tools, kind))
+        return Sample(input_ids=[], weights=[])
+
+    form = build(Options(**options), FormatContext(config=CoreOptions(model="m"), tokenizer=None, render=render))
+    form.encode(row)
+    return seen[0]
+
+
+def call(name: str, arguments: Any, **more: Any) -> dict:
+    return {**more, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+OPENAI = [
+    {"role": "system", "content": "Be kind."},
+    {"role": "user", "content": "Weather?"},
+    {"role": "assistant", "content": "", "tool_calls": [call("look", {"city": "Ulm"})]},
+    {"role": "tool", "content": "sunny"},
+    {"role": "assistant", "content": "Sunny."},
+]
+
+
+def test_openai_messages_pass_unchanged() -> None:
+    tools = [{"type": "function", "function": {"name": "look"}}]
+    assert rendered({"messages": OPENAI, "tools": tools}, tools_field="tools") == (OPENAI, tools, "conversation with tools")
+    assert rendered({"messages": OPENAI})[1:] == (None, "conversation")
+    extra = [{**OPENAI[1], "loss": 0, "reasoning_content": "hm", "name": None}]
+    assert rendered({"messages": extra})[0] == [{**OPENAI[1], "loss": 0, "reasoning_content": "hm"}]
+
+
+def test_sharegpt_messages() -> None:
+    row = {
+        "conversations": [
+            {"from": "human", "value": "Weather?"},
+            {"from": "function_call", "value": json.dumps({"name": "look", "arguments": {"city": "Ulm"}})},
+            {"from": "observation", "value": "sunny"},
+            {"from": "gpt", "value": "Sunny."},
+        ],
+        "system": "Be kind.",
+        "tools": json.dumps([{"name": "look"}]),
+    }
+    messages, tools, _ = rendered(row, messages_field="conversations", system_field="system", tools_field="tools")
+    assert messages == OPENAI
+    assert tools == [{"name": "look"}]
+
+
+def test_own_property_names() -> None:
+    messages = [{"who": "human", "says": "a", "role": "boss"}, {"who": "bot", "says": "b"}]
+    got = rendered({"messages": messages}, message_property_mappings={"role": "who", "content": "says"})[0]
+    assert got == [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+
+
+@pytest.mark.parametrize("arguments", ['{"city": "Ulm"}', {"city": "Ulm"}])
+@pytest.mark.parametrize("content", [None, "", "absent"])
+def test_tool_calls(arguments: Any, content: str | None) -> None:
+    message = {
+        "role": "assistant",
+        "content": content,
+        "tool_calls": [{"id": "7", "function": {"name": "look", "arguments": arguments}}],
+    }
+    if content == "absent":
+        del message["content"]
+    (got,) = rendered({"messages": [message]})[0]
+    assert got == {"role": "assistant", "content": "", "tool_calls": [call("look", {"city": "Ulm"}, id="7")]}
+
+
+def test_content_in_parts_and_messages_as_text() -> None:
+    parts = [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]
+    assert rendered({"messages": json.dumps(parts)})[0] == [{"role": "user", "content": "ab"}]
+
+
+def test_system_field_fills_in_only_where_there_is_none() -> None:
+    assert rendered({"messages": OPENAI, "s": "Other."}, system_field="s")[0] == OPENAI
+    assert rendered({"messages": OPENAI[1:], "s": "Be kind."}, system_field="s")[0] == OPENAI
+    assert rendered({"messages": OPENAI[1:], "s": None}, system_field="s")[0] == OPENAI[1:]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({}, "missing field 'messages'"),
+        ({"messages": []}, "no messages"),
+        ({"messages": "{"}, "field 'messages' is not JSON"),
+        ({"messages": {"role": "user"}}, "field 'messages' is not a list"),
+        ({"messages": ["a"]}, "a message is not an object"),
+        ({"messages": [{"content": "a"}]}, "a message without role"),
+        ({"messages": [{"role": "alien", "content": "a"}]}, "unknown role 'alien'"),
+        ({"messages": [{"role": "user"}]}, "a message without content"),
+        ({"messages": [{"role": "user", "content": 3}]}, "content of a message is not text"),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "content of a message has parts that are not text"),
+        ({"messages": [{"role": "assistant", "tool_calls": [call("f", "{")]}]}, "arguments of a tool call is not JSON"),
+        ({"messages": [{"role": "assistant", "tool_calls": [{"function": {}}]}]}, "a tool call without a name"),
+        ({"messages": [{"role": "assistant", "tool_calls": ["f"]}]}, "a tool call is not an object"),
+        ({"messages": OPENAI, "tools": "look"}, "field 'tools' is not JSON"),
+        ({"messages": OPENAI, "tools": [1]}, "a tool is not an object"),
+        ({"messages": OPENAI, "system": 1}, "field 'system' is not text"),
+    ],
+)
+def test_rows_that_cannot_be_used(row: dict, reason: str) -> None:
+    with pytest.raises(BadRow) as caught:
+        rendered(row, tools_field="tools", system_field="system")
+    assert caught.value.reason == reason
+
+
+def test_real_dialogues_with_any_number_of_workers() -> None:
+    data = Path(os.environ.get("SUROGATE_TEST_DATA") or Path(__file__).resolve().parents[5] / "shared" / "data")
+    if not data.is_dir():
+        pytest.skip(f"SUROGATE_TEST_DATA: {data} is not there")
+    tokenizer = AutoTokenizer.from_pretrained(data / "tokenizers/minimind")
+    host = SimpleNamespace(offer=lambda kind, name: register_datasets()[0])
+    tables = [
+        DatasetOptions(
+            path=str(data / f"chat/{name}.jsonl"), type="conversation", samples=12, format_options=Options(tools_field="tools")
+        )
+        for name in ("sgd-tools", "tau-airline")
+    ]
+    made = []
+    for workers in (0, 2):
+        core = CoreOptions(
+            model="m", datasets=tables, sequence_len=2048, truncation_strategy="split", dataloader_num_workers=workers
+        )
+        made.append(prepare(SimpleNamespace(core=core), host, tokenizer, lambda line: None))
+    assert made[0].fingerprint == made[1].fingerprint
+    assert made[0].ledger == made[1].ledger
+    assert made[0].ledger.balanced()
+    assert (made[0].ledger.rows_read, made[0].ledger.unusable) == (24, 0)

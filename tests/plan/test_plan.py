@@ -1,0 +1,165 @@
+"""What a plan says before anything is loaded: sites, slots, figures, conflicts, and what changes its fingerprint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from surogate_core import Offer, Problem, hookimpl, testing
+from surogate_core.config import load
+from surogate_core.errors import PlanError
+from surogate_core.host import load_host
+from surogate_core.offers import Owner
+from surogate_core.plan import Plan, make_plan
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return testing.tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+def plan(model: Path, tmp_path: Path, *extra: Any, **options: Any) -> Plan:
+    data = testing.write_rows(tmp_path / "text.jsonl", [{"text": "one"}])
+    host = load_host([(f"extra-{number}", module, Owner("acme", "2.0")) for number, module in enumerate(extra)])
+    config = {
+        "model": str(model),
+        "sequence_len": 64,
+        "model_dtype": "fp32",
+        "datasets": [{"path": str(data), "type": "text"}],
+        **options,
+    }
+    return make_plan(load(config, host), host)
+
+
+def test_figures_equal_the_model_and_the_settings(model: Path, tmp_path: Path) -> None:
+    made = plan(model, tmp_path, per_device_train_batch_size=3, gradient_accumulation_steps=5, max_steps=7)
+    real = transformers.AutoModelForCausalLM.from_pretrained(model)
+    count = sum(parameter.numel() for parameter in real.parameters())
+    assert (made.figures.parameters, made.figures.trainable) == (count, count)
+    assert (made.figures.rows_per_step, made.figures.tokens_per_step, made.figures.steps) == (15, 15 * 64, 7)
+    assert made.figures.memory["weights"] == made.figures.memory["gradients"] == 4 * count
+    assert plan(model, tmp_path, model_dtype="bf16").figures.memory["weights"] == 2 * count
+    assert plan(model, tmp_path).figures.steps is None
+
+
+def test_lora_figures_equal_peft(model: Path, tmp_path: Path) -> None:
+    import peft
+
+    made = plan(model, tmp_path, lora=True, lora_rank=4)
+    adapted = peft.get_peft_model(
+        transformers.AutoModelForCausalLM.from_pretrained(model), peft.LoraConfig(r=4, target_modules="all-linear")
+    )
+    assert made.figures.trainable == adapted.get_nb_trainable_parameters()[0]
+    assert len(made.adapted()) == 14
+    assert made.figures.memory["gradients"] == 4 * made.figures.trainable
+
+
+def test_recompute_lowers_the_planned_activations(model: Path, tmp_path: Path) -> None:
+    kept = plan(model, tmp_path, recompute=False).figures.memory["activations"]
+    assert 0 < plan(model, tmp_path, recompute=True).figures.memory["activations"] < kept
+
+
+def test_every_linear_of_a_block_has_three_slots_and_head_and_embedding_none(model: Path, tmp_path: Path) -> None:
+    made = plan(model, tmp_path, lora=True, lora_target_modules=["q_proj"])
+    assert len(made.slots) == 14
+    assert not [name for name in made.slots if "lm_head" in name or "embed" in name]
+    owners = {site.role: made.slots[site.name].adapter for site in made.sites if site.name in made.slots}
+    assert owners["q_proj"] is not None
+    assert owners["q_proj"].distribution == "surogate-adapter-lora"
+    assert owners["k_proj"] is None
+    assert {str(slots.compute).split()[0] for slots in made.slots.values()} == {"surogate-recipe-bf16"}
+
+
+def test_a_target_that_matches_nothing_names_the_nearest(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(PlanError) as caught:
+        plan(model, tmp_path, lora=True, lora_target_modules=["q_prj", "query"])
+    whats = [problem.what for problem in caught.value.problems]
+    assert any("'q_prj' matches no layer" in what for what in whats)
+    assert any("'query' matches no layer" in what for what in whats)
+    assert any("did you mean q_proj" in problem.how for problem in caught.value.problems)
+
+
+def third(build: str, requires: str = "", name: str = "theirs") -> type:
+    class Module:
+        @staticmethod
+        @hookimpl
+        def register_recipes() -> list[Offer]:
+            return [Offer(name, None, build=build, requires=requires, summary="Theirs.")]
+
+    return Module
+
+
+class Picky:
+    def claim(self, site: Any) -> str | None:
+        return "too deep" if site.layer else None
+
+    def linear(self, site: Any) -> Any:
+        return torch.nn.functional.linear
+
+
+def build_picky(options: None, context: Any) -> Picky:
+    return Picky()
+
+
+def build_broken(options: None, context: Any) -> Picky:
+    raise ValueError("no luck")
+
+
+def test_a_recipe_says_why_it_leaves_a_site(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("surogate_core.testing.build_picky", build_picky, raising=False)
+    made = plan(model, tmp_path, third("surogate_core.testing:build_picky"), recipe="theirs")
+    assert {slots.left for name, slots in made.slots.items() if ".layers.1." in name} == {"too deep"}
+    assert {str(slots.compute) for name, slots in made.slots.items() if ".layers.0." in name} == {"acme 2.0"}
+    assert "model dtype (too deep)" in made.render()
+
+
+def test_a_build_that_raises_is_attributed(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("surogate_core.testing.build_broken", build_broken, raising=False)
+    with pytest.raises(ValueError, match="no luck") as caught:
+        plan(model, tmp_path, third("surogate_core.testing:build_broken"), recipe="theirs")
+    assert caught.value.__notes__ == ["raised by plugin acme 2.0 in hook build of 'theirs'"]
+
+
+def test_hardware_that_is_not_there_is_named(model: Path, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(PlanError, match=r"theirs needs sm_89\+, this machine has no GPU"):
+        plan(model, tmp_path, third("surogate_core.testing:build_picky", "sm_89+"), recipe="theirs")
+
+
+def test_all_plan_problems_are_shown_together(model: Path, tmp_path: Path) -> None:
+    def check(text: str) -> type:
+        class Module:
+            @staticmethod
+            @hookimpl
+            def check_plan(plan: Plan) -> list[Problem]:
+                return [Problem(f"{text} of {plan.config.core.sequence_len}")]
+
+        return Module
+
+    with pytest.raises(PlanError) as caught:
+        plan(model, tmp_path, check("first"), check("second"))
+    assert {problem.what for problem in caught.value.problems} == {"first of 64", "second of 64"}
+
+
+def test_the_fingerprint_changes_with_what_changes_the_result(model: Path, tmp_path: Path) -> None:
+    one = plan(model, tmp_path)
+    assert one.fingerprint == plan(model, tmp_path).fingerprint
+    assert one.fingerprint != plan(model, tmp_path, learning_rate=1e-3).fingerprint
+    assert one.fingerprint != plan(model, tmp_path, third("surogate_core.testing:build_picky")).fingerprint
+
+
+def test_render_names_what_matters(model: Path, tmp_path: Path) -> None:
+    text = plan(model, tmp_path, max_steps=9).render()
+    for part in ("qwen3", "14 linear", "2 rows x 4 micro-batches x 1 ranks = 8 rows of 64", "weights", "surogate-recipe-bf16"):
+        assert part in text
+
+
+def test_planning_reads_no_weights(tmp_path: Path) -> None:
+    directory = testing.tiny_model(tmp_path / "shape", weights=False)
+    made = plan(directory, tmp_path, from_scratch=True)
+    assert made.figures.parameters > 0
