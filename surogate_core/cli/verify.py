@@ -125,8 +125,13 @@ def _tensors(path: Path) -> dict[str, tuple[Any, ...]]:
 
 def _records(directory: Path) -> dict[str, dict[str, Any]]:
     lines = (directory / "metrics.jsonl").read_bytes().split(b"\n")
-    records = [record for record in map(json.loads, filter(None, lines)) if record["kind"] in ("step", "eval")]
-    return {f"{one['kind']} {one['step']}": {key: value for key, value in one.items() if key not in WHEN} for one in records}
+    found: dict[str, dict[str, Any]] = {}
+    for record in map(json.loads, filter(None, lines)):
+        if record["kind"] in ("step", "eval"):
+            name = f"{record['kind']} {record['step']}"
+            name += " again" if name in found else ""
+            found[name] = {key: value for key, value in record.items() if key not in WHEN}
+    return found
 
 
 # ---------------------------------------------------------------- batch
