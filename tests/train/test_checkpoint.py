@@ -20,6 +20,12 @@ from surogate_core.train.checkpoint import Checkpoints, room, set_aside
 SINGLE = ("make_directory", "write", "flush", "rename", "link", "unlink", "remove_directory")
 
 
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A killed process does not lose what the system holds; the order of flushes has its own test."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+
+
 def filler(content: str) -> Callable[[Path], None]:
     def fill(directory: Path) -> None:
         durable.write(directory / "model.safetensors", content.encode() * 100)

@@ -9,7 +9,7 @@ CPU = torch.device("cpu")
 
 
 def exact_quantize(x: torch.Tensor, code: torch.Tensor, blocksize: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """bitsandbytes' portable kernel, which searches for the nearest code; its CPU kernel takes a neighbour for 3 % of the values."""
+    """bitsandbytes' portable kernel, which searches for the nearest code; its CPU kernel misses it for 3 % of the values."""
     kernel = torch.ops.bitsandbytes.quantize_blockwise.default
     return kernel._op_dk(torch._C.DispatchKey.CompositeExplicitAutograd, x, code, blocksize)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import bitsandbytes
@@ -46,6 +47,13 @@ def set_gradients(params: list[nn.Parameter], step: int) -> None:
 
 def rate(step: int) -> Tensor:
     return torch.tensor(1e-3 / (1 + 0.05 * step))
+
+
+@pytest.fixture(autouse=True)
+def eager() -> Iterator[None]:
+    """bitsandbytes compiles its update of small tensors, which takes most of a minute."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 @pytest.fixture
