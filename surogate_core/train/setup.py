@@ -57,9 +57,7 @@ def build(plan: Plan, *, weights: Path | None = None, notice: Callable[[str], No
     if remark := models.check_head(model):
         notice(remark)
     if core.recompute:
-        # transformers 5.23 has a new name for it and warns of the old one
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+        models.recompute_layers(model)
     if core.compile:
         for layer in models.blocks(model)[1]:
             layer.compile()
