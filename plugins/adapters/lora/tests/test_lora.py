@@ -114,7 +114,7 @@ def adapted(source: Path, options: Options, directory: Path) -> tuple[Any, Lora,
     generator = torch.Generator().manual_seed(5)
     for module in modules.values():
         lora.reset(module, generator)
-        module.get_parameter("lora_B").data.normal_(std=0.2, generator=generator)
+        module.get_parameter("lora_B").data.normal_(std=0.05, generator=generator)
     model = models.load_model(config, core, device="cpu", prepare=lambda made: models.fill_slots(made, {}, modules))
     lora.save(modules, directory, str(source))
     return model.eval(), lora, modules
