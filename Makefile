@@ -28,8 +28,14 @@ lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/mypy $(PACKAGES)
 
-bench: setup
-	$(OFFLINE) $(BIN)/python bench/cpu.py
+bench: $(VENV)-bench/installed
+	$(OFFLINE) OMP_WAIT_POLICY=passive $(VENV)-bench/bin/python bench/cpu.py
+
+$(VENV)-bench/installed: $(VENV)/installed $(wildcard bench/requirements*.txt)
+	test -x $(VENV)-bench/bin/python || $(PYTHON) -m venv $(VENV)-bench
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > "$$($(VENV)-bench/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/base.pth"
+	$(VENV)-bench/bin/python -m pip install --quiet -c constraints.txt -r bench/requirements.txt
+	$(VENV)-bench/bin/python -m pip install --quiet --no-deps -r bench/requirements-alone.txt && touch $@
 
 wheels: setup
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-index --no-build-isolation --wheel-dir dist . $(sort $(dir $(filter plugins/%,$(PROJECTS))))

@@ -50,3 +50,19 @@ def test_fused_attention_agrees() -> None:
     q, k, v = (torch.randn(1, 4, 40, 8) for _ in range(3))
     expected = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
     torch.testing.assert_close(packed_attention(q, k, v, torch.zeros(1, 40, dtype=torch.int32), 8**-0.5), expected)
+
+
+def test_short_bfloat16_documents_go_back_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nearer to the float64 gradients than the kernel's own bfloat16 backward, which longer documents take."""
+    torch.manual_seed(0)
+    ids = torch.arange(128)[None] // 48
+    exact = [torch.randn(1, 4, 128, 16, dtype=torch.bfloat16).double().requires_grad_() for _ in range(3)]
+    wanted = torch.autograd.grad(packed_attention(*exact, ids, 0.3).sum(), exact)
+
+    def error(below: int) -> float:
+        monkeypatch.setattr("surogate_core.model.packed.EXACT_BELOW", below)
+        rounded = [tensor.detach().bfloat16().requires_grad_() for tensor in exact]
+        got = torch.autograd.grad(packed_attention(*rounded, ids, 0.3).sum(), rounded)
+        return max(float((one.double() - other).norm() / other.norm()) for one, other in zip(got, wanted, strict=True))
+
+    assert error(512) < error(0) < 0.05
