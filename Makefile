@@ -16,7 +16,7 @@ $(VENV)/installed: requirements-dev.txt constraints.txt $(PROJECTS)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -r requirements-dev.txt && touch $@
 
 quickstart: setup
-	$(OFFLINE) PATH="$(BIN):$$PATH" bash examples/quickstart/run.sh
+	$(OFFLINE) $(BIN)/python examples/quickstart/quickstart.py
 
 test: setup
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup

@@ -45,6 +45,10 @@ class SurogateError(Exception):
         self.problems = (Problem(what, where, how),) if isinstance(what, str) else tuple(what)
         super().__init__("\n".join(line for problem in self.problems for line in problem.lines()))
 
+    def __reduce__(self) -> tuple[type[SurogateError], tuple[tuple[Problem, ...]]]:
+        """Keeps the problems when the error comes from a worker process."""
+        return type(self), (self.problems,)
+
 
 class Refused(SurogateError):
     exit_code = 2

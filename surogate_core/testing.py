@@ -108,8 +108,8 @@ def check_recipe(recipe: Recipe, *, bound: float, dtype: Any = None, where: Site
     weight = torch.randn(place.shape, generator=generator) * 0.1
     dy = torch.randn(24, place.shape[0], generator=generator)
     compute = recipe.linear(place)
-    xs = x.to(dtype or torch.float32).requires_grad_()
-    ws = weight.to(dtype or torch.float32).requires_grad_()
+    xs = x.clone().to(dtype or torch.float32).requires_grad_()
+    ws = weight.clone().to(dtype or torch.float32).requires_grad_()
     y = compute(xs, ws, None)
     y.backward(dy.to(y.dtype))
     assert xs.grad is not None
@@ -120,7 +120,7 @@ def check_recipe(recipe: Recipe, *, bound: float, dtype: Any = None, where: Site
         "weight gradient": (ws.grad, dy.double().t() @ x.double()),
     }
     for what, (found, wanted) in exact.items():
-        error = float((found.double() - wanted).norm() / wanted.norm())
+        error = float((found.detach().double() - wanted).norm() / wanted.norm())
         assert error <= bound, f"{what}: relative error {error:.2e} above the bound {bound:.2e}"
 
 

@@ -23,7 +23,7 @@ import textwrap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-TEXT_BYTES = 5_000_000
+TEXT_BYTES = 4_000_000
 HELD_OUT = 0.08
 """Share of the modules."""
 HELD_OUT_BYTES, HELD_OUT_PAIRS = 200_000, 250
@@ -32,11 +32,11 @@ MODEL = {
     "architectures": ["Qwen3ForCausalLM"],
     "model_type": "qwen3",
     "vocab_size": 4096,
-    "hidden_size": 256,
-    "intermediate_size": 768,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
+    "hidden_size": 192,
+    "intermediate_size": 512,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 1,
     "head_dim": 64,
     "max_position_embeddings": 1024,
     "rope_theta": 10000.0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import attrs
 from attrs import field, frozen
 
-from surogate_core.config.catalogue import CHOSEN_BY, catalogue
+from surogate_core.config.catalogue import CHOSEN_BY, Key, catalogue
 from surogate_core.config.checks import findings
 from surogate_core.config.options import CoreOptions, DatasetOptions
 from surogate_core.config.resolve import Reading, tables
@@ -35,6 +36,7 @@ class Config:
     owners   key path → the Owner whose option it is, or "surogate"
     path     the file, None for a mapping
     notices  remarks that are no problems, one line each
+    arguments  words that give the overrides again: ("--learning-rate", "1e-4")
     """
 
     core: CoreOptions
@@ -42,6 +44,7 @@ class Config:
     owners: Mapping[str, Owner | str]
     path: Path | None
     notices: tuple[str, ...]
+    arguments: tuple[str, ...]
     options: Mapping[type, Any] = field(repr=False)
     values: Mapping[str, Any] = field(repr=False)
 
@@ -84,7 +87,8 @@ def load(
     given = overlay(given, flatten(tree, name, lines, problems))
     given = override(given, overrides, problems)
     reading = Reading(catalogue(host), expand(given, problems), name, problems, list(notices))
-    config = _build(reading, path, need_data)
+    words = [(f"--{key.replace('_', '-')}", value if isinstance(value, str) else json.dumps(value)) for key, value in overrides]
+    config = _build(reading, path, tuple(word for pair in words for word in pair), need_data)
     if preset and config.core.task != preset.get("task", config.core.task):
         reading.problem(
             "task", f'task = "{config.core.task}" contradicts the command, which is {preset["task"]}', "use `surogate run`"
@@ -96,7 +100,7 @@ def load(
     return config
 
 
-def _build(reading: Reading, path: Path | None, need_data: bool) -> Config:
+def _build(reading: Reading, path: Path | None, arguments: tuple[str, ...], need_data: bool) -> Config:
     known, given = reading.catalogue, reading.given
     flat = {key.name: reading.typed(key, key.name) for key in known.keys.values() if key.name not in LISTS}
     origins = {key: given[key].origin if key in given else "default" for key in flat}
@@ -108,20 +112,38 @@ def _build(reading: Reading, path: Path | None, need_data: bool) -> Config:
         flat[root] = _datasets(reading, root, origins, owners)
     _names(reading, flat)
     _task(reading, flat, origins)
-    classes = {key.options for key in known.keys.values()}
-    made = {
-        cls: cls(**{k.name: flat[k.name] for k in known.keys.values() if k.options is cls})
-        for cls in classes
-        if cls is not CoreOptions
-    }
-    own = {key.name: flat[key.name] for key in known.keys.values() if key.options is CoreOptions}
-    core = CoreOptions(**{**own, "model": own["model"] or ""})
+    made = {cls: _construct(reading, cls, [k for k in known.keys.values() if k.options is cls], flat) for cls in known.classes}
+    core = made.pop(CoreOptions)
     for keys, what, how in findings(core, need_data=need_data):
         if not any(key in reading.bad or any(bad.startswith(f"{key}.") for bad in reading.bad) for key in keys):
             at = next((key for key in keys if key in given), keys[0])
             reading.problem(at, what, how)
     values = _in_force(reading, flat)
-    return Config(core=core, origins=origins, owners=owners, path=path, notices=tuple(reading.notices), options=made, values=values)
+    return Config(
+        core=core,
+        origins=origins,
+        owners=owners,
+        path=path,
+        arguments=arguments,
+        notices=tuple(reading.notices),
+        options=made,
+        values=values,
+    )
+
+
+def _construct(reading: Reading, cls: type, keys: list[Key], values: Mapping[str, Any], prefix: str = "") -> Any:
+    """An object of one class of options. A check of the whole class (``__attrs_post_init__``) that raises is a problem of its
+    keys. None where a key already has a problem, except for the core, whose other keys are still checked."""
+    if cls is CoreOptions:
+        return CoreOptions(**{**{key.name: values[key.name] for key in keys}, "model": values["model"] or ""})
+    if any(prefix + key.name in reading.bad for key in keys):
+        return None
+    try:
+        return cls(**{key.name: values[key.name] for key in keys})
+    except (ValueError, TypeError) as error:
+        first = next((key.name for key in keys if prefix + key.name in reading.given), keys[0].name)
+        reading.problem(prefix + first, str(error).splitlines()[0], f"see `surogate explain {first}`")
+        return None
 
 
 def _in_force(reading: Reading, flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,13 +203,10 @@ def _datasets(reading: Reading, root: str, origins: dict[str, str], owners: dict
             origins[at] = reading.given[at].origin if at in reading.given else "default"
             owners[at] = key.owner
         origins[root] = origins[f"{prefix}path"] if index == 0 else origins[root]
-        own = {key.options for key in keys.values()} - {DatasetOptions}
-        options = None
-        if own and not any(bad.startswith(prefix) for bad in reading.bad):
-            options = own.pop()(**{key.name: values[key.name] for key in keys.values() if key.options is not DatasetOptions})
-        base = {key.name: values[key.name] for key in keys.values() if key.options is DatasetOptions}
-        base = {**base, "path": base["path"] or "", "type": base["type"] or ""}
-        done.append(DatasetOptions(**base, format_options=options))
+        base = {**values, "path": values["path"] or "", "type": values["type"] or ""}
+        extra = next((key.options for key in keys.values() if key.options is not DatasetOptions), None)
+        own = _construct(reading, extra, [key for key in keys.values() if key.options is extra], values, prefix) if extra else None
+        done.append(DatasetOptions(**{name: base[name] for name in reading.catalogue.base}, format_options=own))
     return done or None
 
 

@@ -80,6 +80,11 @@ class Catalogue:
     formats: Mapping[str, Mapping[str, Key]]
     names: Mapping[str, Mapping[str, Owner]]
 
+    @property
+    def classes(self) -> list[type]:
+        """Classes of options of the top-level keys, the core's first."""
+        return list(dict.fromkeys(key.options for key in self.keys.values()))
+
     def table(self, format_name: str | None) -> dict[str, Key]:
         return {**self.base, **self.formats.get(format_name or "", {})}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import attrs
@@ -52,7 +53,8 @@ class Reading:
         try:
             value = self.converter.structure(value, key.kind)
             for check in key.validators:
-                check(None, attrs.fields_dict(key.options)[key.name], value)
+                with suppress(AttributeError):  # one that looks at other keys is asked when the whole class is made
+                    check(None, attrs.fields_dict(key.options)[key.name], value)
         except InvalidError as error:
             shown = given.shown or show(error.value)
             self.problem(path, f"{path}{error.path} = {shown}: wanted {error.wanted}", self.mend(key, error))

@@ -65,10 +65,8 @@ def make_plan(config: Config, host: Host) -> Plan:
         fingerprint=_fingerprint(config, lock, sites),
         notices=() if device == "cuda" else ("no GPU found: this run computes on the CPU",),
     )
-    problems = _nothing_claimed(plan, chosen)
-    for _, answer in host.ask("check_plan", plan=plan, device=device):
-        problems.extend(answer or ())
-    if problems:
+    problems = [problem for _, answer in host.ask("check_plan", plan=plan, device=device) for problem in answer or ()]
+    if problems := problems or _nothing_claimed(plan, chosen):
         raise PlanError(problems)
     return plan
 

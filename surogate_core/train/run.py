@@ -75,7 +75,8 @@ def execute(
 
 def resume_command(config: Config) -> str:
     """The command that continues this run, ready to paste."""
-    given = [key for key, origin in config.origins.items() if origin == "command line" and key != "resume_from_checkpoint"]
-    values = config.resolved()
-    options = " ".join(f"--{key.replace('_', '-')} {shlex.quote(str(values[key]))}" for key in given if key in values)
-    return f"surogate run {shlex.quote(str(config.path or 'config.toml'))} {options}".rstrip()
+    task = config.origins["task"]
+    command = task.removeprefix("preset ") if task.startswith("preset ") else "run"
+    pairs = zip(config.arguments[::2], config.arguments[1::2], strict=True)
+    words = [word for pair in pairs if pair[0] != "--resume-from-checkpoint" for word in pair]
+    return shlex.join(["surogate", command, str(config.path or "config.toml"), *words])

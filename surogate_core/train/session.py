@@ -109,6 +109,8 @@ class Session:
         if saved is not None:
             read_files(saved.path, self.plan, trainee, optimizer)
             progress = progress_from(saved.state["progress"])
+            if progress.best_step == saved.step:  # a kill between the save and its mark leaves none
+                self.checkpoints.mark_best(saved.path)
         room(self.checkpoints.root, saved_bytes(trainee, optimizer) * 2)
         self.open_logs(progress.step)
         info = self._introduce(data, training, validation, trainee, total, progress.step)
@@ -125,6 +127,8 @@ class Session:
                 "environment": drift.environment(self.host, data.fingerprint),
                 "ledger": data.ledger.record(),
             }
+            assert self.records is not None
+            self.records.flush()
             path = self.checkpoints.save(progress.step, write, redact(state))
             if progress.best_step == progress.step:
                 self.checkpoints.mark_best(path)

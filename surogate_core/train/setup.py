@@ -57,7 +57,7 @@ def build(plan: Plan, *, weights: Path | None = None, notice: Callable[[str], No
     if remark := models.check_head(model):
         notice(remark)
     if core.recompute:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        models.recompute_layers(model)
     if core.compile:
         for layer in models.blocks(model)[1]:
             layer.compile()

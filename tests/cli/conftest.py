@@ -29,7 +29,7 @@ class TextOptions:
 
 def stand_in(**more: Any) -> SimpleNamespace:
     """A plugin module that offers what the defaults need, and ``more`` hooks."""
-    given = {
+    given: dict[str, list[tuple[str, type | None]]] = {
         "recipes": [("bf16", None)],
         "adapters": [("lora", LoraOptions)],
         "optimizers": [("adamw_8bit", None)],

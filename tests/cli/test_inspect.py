@@ -84,3 +84,11 @@ def test_schema(surogate: Callable[..., Result], tmp_path: Path) -> None:
     assert surogate("schema", "--output", tmp_path / "s.json").stdout == ""
     assert (tmp_path / "s.json").read_text() == printed.stdout
     assert "| `lora_rank` | a whole number >= 1 | `16` | surogate-stand-in | Rank. |" in surogate("schema", "--markdown").stdout
+
+
+def test_explain_needs_no_data_and_validate_does(surogate: Callable[..., Result], tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text('model = "owner/model"\n')
+    assert surogate("explain", tmp_path / "c.toml", "model").exit_code == 0
+    done = surogate("validate", tmp_path / "c.toml")
+    assert done.exit_code == 2
+    assert "there are no datasets" in done.stderr

@@ -11,7 +11,9 @@ import pytest
 from click.testing import Result
 
 from surogate_core.cli.run import overrides
+from surogate_core.config import load
 from surogate_core.errors import Interrupted, RunFailed
+from surogate_core.host import Host
 
 
 @pytest.mark.parametrize(
@@ -139,3 +141,11 @@ def test_a_problem_of_the_configuration(surogate: Callable[..., Result], execute
         "2 problems",
     ]
     assert executed == []
+
+
+def test_the_resume_command_gives_the_preset_and_the_overrides_again(host: Host, config: Path) -> None:
+    from surogate_core.train.run import resume_command
+
+    loaded = load(config, host, [("system", "a b"), ("resume_from_checkpoint", "false")], {"task": "sft"})
+    assert resume_command(loaded) == f"surogate sft {config} --system 'a b'"
+    assert resume_command(load(config, host)) == f"surogate run {config}"

@@ -12,12 +12,14 @@ from typing import Any
 
 import attrs
 import pytest
+from attrs import field, frozen
 
 from surogate_core.config import load
 from surogate_core.config.options import CoreOptions
 from surogate_core.errors import ConfigError, PluginError, Problem
+from surogate_core.hookspecs import hookimpl
 from surogate_core.host import Host, load_host
-from surogate_core.offers import Owner
+from surogate_core.offers import Offer, Owner, doc
 
 TEXT = {"path": "owner/name", "type": "text"}
 CHAT = {"path": "owner/name", "type": "conversation"}
@@ -192,6 +194,40 @@ def test_plugins_are_asked_for_problems_of_their_own(options: SimpleNamespace) -
     assert seen == [50]
 
 
+@frozen(kw_only=True)
+class TogetherOptions:
+    low: int = field(default=1, metadata=doc("Low."))
+    high: int = field(default=9, metadata=doc("High."))
+
+    @low.validator
+    def _not_above(self, _: Any, value: int) -> None:
+        if value > self.high:
+            raise ValueError("low is above high")
+
+    def __attrs_post_init__(self) -> None:
+        if self.low == self.high:
+            raise ValueError("low and high are equal")
+
+
+@pytest.mark.parametrize(("change", "what"), [({"low": 10}, "low is above high"), ({"high": 1}, "low and high are equal")])
+def test_a_class_of_options_may_check_its_keys_together(change: dict[str, int], what: str, options: SimpleNamespace) -> None:
+    module = SimpleNamespace(register_optimizers=hookimpl(lambda: [Offer("theirs", TogetherOptions, build="no:where")]))
+    host = load_host([("a", module, Owner("a", "1")), ("b", options.stand_in(), Owner("b", "1"))], discover=False)
+    assert load({**MINIMAL, "optimizer": "theirs", "low": 9}, host, [("high", "10")]).of(TogetherOptions).low == 9
+    (problem,) = refused(host, {**MINIMAL, "optimizer": "theirs", **change})
+    assert (problem.what, problem.where) == (what, f"mapping, key {next(iter(change))}")
+    assert "surogate explain" in problem.how
+
+
+def test_arguments_give_the_overrides_again(host: Host) -> None:
+    overrides = [("max_steps", "5"), ("report_to", ["jsonl"]), ("lora", False), ("system", "a b"), ("datasets.0.samples", 3)]
+    config = load(MINIMAL, host, overrides)
+    assert config.arguments[:2] == ("--max-steps", "5")
+    words = [(key.removeprefix("--"), text) for key, text in zip(config.arguments[::2], config.arguments[1::2], strict=True)]
+    again = load(MINIMAL, host, words)
+    assert (again.core, again.resolved()) == (config.core, config.resolved())
+
+
 def test_options_of_a_class_that_no_offer_has(host: Host) -> None:
     with pytest.raises(PluginError, match="no installed offer has the options"):
         load(MINIMAL, host).of(int)
@@ -218,7 +254,7 @@ def test_every_example_of_the_reference_is_accepted(host: Host, shared_data: Pat
     assert len(examples) >= 5
     for example in examples:
         path = write(tmp_path, "example.yaml", example)
-        needed = [] if re.search("^model:", example, re.MULTILINE) else [("model", "owner/model")]
+        needed: list[tuple[str, Any]] = [] if re.search("^model:", example, re.MULTILINE) else [("model", "owner/model")]
         if "datasets:" not in example:
             needed.append(("datasets", [CHAT]))
         if "distributed:" in example:

@@ -131,7 +131,7 @@ def test_one_is_not_true_for_a_key_that_is_not_built(host: Host) -> None:
 
 
 def wrong_values(key: Key) -> list[Any]:
-    simple = {int: [3.7, "3", True], float: ["0.5", True], bool: ["false", 0, 1], str: [3, True]}
+    simple: dict[Any, list[Any]] = {int: [3.7, "3", True], float: ["0.5", True], bool: ["false", 0, 1], str: [3, True]}
     kinds = members(key.kind)
     if choices(key.kind):
         return ["no such choice", 3]

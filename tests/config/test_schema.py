@@ -17,7 +17,15 @@ from surogate_core.host import Host, load_host
 ROOT = Path(__file__).resolve().parents[2]
 CHAT = {"path": "owner/name", "type": "conversation"}
 MINIMAL: dict[str, Any] = {"model": "owner/model", "datasets": [CHAT]}
-TYPES = {"integer": int, "number": (int, float), "boolean": bool, "string": str, "array": list, "object": dict, "null": type(None)}
+TYPES: dict[str, Any] = {
+    "integer": int,
+    "number": (int, float),
+    "boolean": bool,
+    "string": str,
+    "array": list,
+    "object": dict,
+    "null": type(None),
+}
 
 
 def valid(value: Any, schema: dict[str, Any]) -> bool:

@@ -133,6 +133,15 @@ def trained_text(tokenizer: Any, sample: Any) -> str:
     return tokenizer.decode(np.array(sample.input_ids)[np.array(sample.weights) > 0])
 
 
+def test_the_end_of_turn_is_trained_where_the_marks_leave_it_out(load) -> None:
+    tokenizer = load("minimind", "chatml")
+    wanted = renderer(tokenizer)(TALK)
+    end = "{{- '<|im_end|>' -}}{%- endgeneration -%}"
+    assert end in tokenizer.chat_template
+    tokenizer.chat_template = tokenizer.chat_template.replace(end, "{%- endgeneration -%}{{- '<|im_end|>' -}}")
+    assert renderer(tokenizer)(TALK) == wanted
+
+
 def test_template_that_changes_history(load) -> None:
     tokenizer = load("minimind")
     tokenizer.chat_template = HISTORY

@@ -122,6 +122,7 @@ def test_split_documents_train_every_token_once(run, length: int) -> None:
         assert len(tokens) <= 4
     assert learnt == list(range(1, length))
     assert prepared.train.trained().sum() == length - 1
+    assert prepared.ledger.record()["tokens"]["dropped"] == {}
 
 
 def test_ledger_balances(run) -> None:

@@ -147,7 +147,7 @@ def test_dynamic_frequencies_do_not_depend_on_what_came_before(tiny: Any, load: 
     before = rotary.inv_freq.clone()
     for length in (200, 8):
         rotary(torch.zeros(1), torch.arange(length)[None])
-    assert torch.equal(rotary.inv_freq, before)
+        assert torch.equal(rotary.inv_freq, before)
 
 
 def spoil(copied: Path, **changes: Any) -> None:

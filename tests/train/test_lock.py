@@ -11,15 +11,15 @@ import pytest
 from surogate_core.errors import ResumeError
 from surogate_core.train.lock import OutputLock
 
-HOLD = """
+HOLD = r"""
 import os, sys, time
 from pathlib import Path
 from surogate_core.train.lock import OutputLock
 with OutputLock(*map(Path, sys.argv[2:])):
     if sys.argv[1] == "fork" and os.fork() == 0:
-        print("child", os.getpid(), flush=True)
+        os.write(1, f"child {os.getpid()}\n".encode())  # in one piece: two processes write here
     else:
-        print("held", flush=True)
+        os.write(1, b"held\n")
     time.sleep(60)
 """
 
@@ -65,16 +65,16 @@ def test_two_processes_exclude_each_other_until_kill_9(tmp_path: Path) -> None:
 
 def test_a_forked_worker_that_outlives_the_run_does_not_hold_the_lock(tmp_path: Path) -> None:
     process = hold(tmp_path, how="fork")
-    said = sorted([line(process), line(process)])
-    child = int(said[0].split()[1])
     try:
+        said = sorted([line(process), line(process)])
+        child = int(said[0].split()[1])
         process.kill()
         process.wait()
         os.kill(child, 0)
         with OutputLock(tmp_path):
             pass
-    finally:
         os.kill(child, signal.SIGKILL)
+    finally:
         end(process)
 
 

@@ -110,7 +110,7 @@ def test_recompute_changes_no_bit_of_the_losses_and_is_really_on(
 
 def test_names_and_directories(go: Run, tmp_path: Path) -> None:
     summary, records = go(run_name="mine", output_dir=str(tmp_path / "one"), checkpoint_dir=str(tmp_path / "two"))
-    assert records[0]["run_name"] == "mine" or any(record.get("run_name") == "mine" for record in records)
+    assert [record["run_name"] for record in records if record["kind"] == "run"] == ["mine"]
     assert summary.checkpoint == tmp_path / "two" / "checkpoint-00000004"
     assert (tmp_path / "one" / "metrics.jsonl").exists()
     assert not list((tmp_path / "one").glob("checkpoint-*"))

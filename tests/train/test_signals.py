@@ -18,8 +18,8 @@ from surogate_core.train.signals import StopRequest
 signal.signal(signal.SIGINT, signal.default_int_handler)
 before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
 with StopRequest(lambda text: print(text, flush=True), Path(".")) as stop:
-    print("ready", flush=True)
     try:
+        print("ready", flush=True)
         for step in range(400):
             time.sleep(0.05)
             if stop.requested and sys.argv[1] == "polite":

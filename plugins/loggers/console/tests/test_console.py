@@ -15,12 +15,13 @@ RUN = {
     "kind": "run",
     "run_name": "small",
     "task": "pt",
-    "task_origin": "all data sets are text",
+    "why": "all data sets are text",
     "micro_batch": 4,
     "accumulation": 3,
     "ranks": 2,
     "tokens_per_step": 12288,
-    "total_steps": 20,
+    "steps": 20,
+    "epochs": 2,
     "trainable": 10_600_000,
     "parameters": 12_000_000,
     "recipe": "bf16",
@@ -59,7 +60,7 @@ def test_the_banner_says_what_will_happen() -> None:
     ):
         assert part in text
     assert "24 rows = micro-batch 4 × accumulation 3 × ranks 2, 12,288 tokens a step" in text
-    assert "20, from step 8" in "\n".join(banner({**RUN, "step": 8}))
+    assert "20, 2 epochs, from step 8" in "\n".join(banner({**RUN, "resumed": 8}))
 
 
 def test_a_step_has_place_figures_and_the_time_left() -> None:
@@ -74,7 +75,7 @@ def test_what_is_missing_is_not_printed() -> None:
 
 
 def test_piped_output_has_no_control_characters_and_thins_out_steps() -> None:
-    records = [{"kind": "run", "total_steps": 2000}, *({"kind": "step", "step": step, "loss": 1.0} for step in range(1, 2001))]
+    records = [{"kind": "run", "steps": 2000}, *({"kind": "step", "step": step, "loss": 1.0} for step in range(1, 2001))]
     output = shown(*records)
     assert "\x1b" not in output
     assert "\r" not in output
@@ -108,11 +109,14 @@ END = {
     "loss": 2.0,
     "eval_loss": 2.5,
     "best_loss": 2.25,
+    "best_step": 15,
     "tokens": 244_000,
-    "seconds": {"data": 5.0, "compute": 61.0, "first_step": 4.25},
+    "tokens_per_s": 4000.0,
+    "seconds": {"data": 5.0, "compute": 61.0},
+    "first_step": 4.25,
     "output_dir": "out",
     "checkpoint": "out/checkpoint-00000020",
-    "resume": "surogate run config.toml",
+    "next": ["surogate generate out", "surogate eval c.toml"],
 }
 
 
@@ -120,24 +124,27 @@ def test_the_end_says_what_came_out_and_what_next() -> None:
     lines = shown({"kind": "step", "step": 1, "loss": 4.0}, END).splitlines()[2:]
     assert [" ".join(line.split()) for line in lines] == [
         "loss 2.0000, from 4.0000 (-50.0 %)",
-        "evaluation 2.5000, best 2.2500",
+        "evaluation 2.5000, best 2.2500 at step 15",
         "tokens 244,000, 4,000 a second",
         "time data 5s, compute 1m01s",
         "first step 4.2s after the start",
         "output out",
         "checkpoint out/checkpoint-00000020",
-        "next surogate generate out/checkpoint-00000020",
+        "next surogate generate out",
+        "next surogate eval c.toml",
     ]
 
 
 def test_a_run_that_did_not_reach_its_end_says_how_to_go_on() -> None:
     assert "stopped      SIGINT" in summary({**END, "stopped": "SIGINT"}, None)
-    failed = summary({"failed": "loss nan", "resume": "surogate run config.toml"}, None)
-    assert failed == ["failed       loss nan", "continue     surogate run config.toml"]
+    assert summary({"failed": "loss nan", "next": ["surogate run c"]}, None) == [
+        "failed       loss nan",
+        "next         surogate run c",
+    ]
 
 
 def test_a_continued_run_does_not_compare_with_its_own_first_step() -> None:
-    assert "from 4.0" not in shown({**RUN, "step": 3}, {"kind": "step", "step": 4, "loss": 4.0}, END)
+    assert "from 4.0" not in shown({**RUN, "resumed": 3}, {"kind": "step", "step": 4, "loss": 4.0}, END)
 
 
 def test_conforms() -> None:

@@ -47,8 +47,8 @@ class Console:
             self._progress.close()
 
     def _run(self, record: Mapping[str, Any]) -> None:
-        self._total = record.get("total_steps")
-        self._resumed = bool(record.get("step"))
+        self._total = record.get("steps")
+        self._resumed = bool(record.get("resumed"))
         self._print(*lines.banner(record))
 
     def _step(self, record: Mapping[str, Any]) -> None:

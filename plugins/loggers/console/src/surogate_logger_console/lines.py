@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,7 +38,7 @@ def banner(run: Mapping[str, Any]) -> list[str]:
             lines.append(f"{label:<13}{text}")
 
     line("run", *_fields(run, ("run_name", "{}")))
-    line("task", " ".join(_fields(run, ("task", "{}"), ("task_origin", "({})"))))
+    line("task", " ".join(_fields(run, ("task", "{}"), ("why", "({})"))))
     line("model", " ".join(_fields(run, ("model", "{}"), ("model_type", "({})"))))
     if _has(run, "trainable", "parameters"):
         line("parameters", f"{count(run['trainable'])} trainable of {count(run['parameters'])}")
@@ -50,7 +49,11 @@ def banner(run: Mapping[str, Any]) -> list[str]:
         sizes = f"{micro * accumulation * ranks} rows = micro-batch {micro} × accumulation {accumulation} × ranks {ranks}"
         line("batch", sizes, *_fields(run, ("tokens_per_step", "{:,} tokens a step")))
     line("data", *_fields(run, ("rows", "{:,} rows"), ("fill", "{:.1%} full"), ("validation_rows", "{:,} rows for validation")))
-    line("steps", *_fields(run, ("total_steps", "{:,}")), f"from step {run['step']}" if run.get("step") else "")
+    line(
+        "steps",
+        *_fields(run, ("steps", "{:,}"), ("epochs", "{:g} epochs")),
+        f"from step {run['resumed']}" if run.get("resumed") else "",
+    )
     line("output", *_fields(run, ("output_dir", "{}")))
     if run.get("checkpoint_dir") != run.get("output_dir"):
         line("checkpoints", *_fields(run, ("checkpoint_dir", "{}")))
@@ -71,14 +74,8 @@ def step_line(record: Mapping[str, Any], total: int | None, eta: float | None) -
 
 
 def eval_line(record: Mapping[str, Any]) -> str:
-    return "  ".join(
-        [
-            "eval",
-            *_fields(
-                record, ("step", "step {}"), ("loss", "loss {:.4f}"), ("perplexity", "perplexity {:.4g}"), ("tokens", "{:,} tokens")
-            ),
-        ]
-    )
+    figures = ("step", "step {}"), ("loss", "loss {:.4f}"), ("perplexity", "perplexity {:.4g}"), ("tokens", "{:,} tokens")
+    return "  ".join(["eval", *_fields(record, *figures)])
 
 
 def checkpoint_line(record: Mapping[str, Any]) -> str:
@@ -116,20 +113,15 @@ def summary(end: Mapping[str, Any], first_loss: float | None) -> list[str]:
     last = end.get("loss")
     fall = [f"from {first_loss:.4f} ({(last / first_loss - 1) * 100:+.1f} %)"] if last is not None and first_loss else []
     line("loss", *_fields(end, ("loss", "{:.4f}")), *fall)
-    line("evaluation", *_fields(end, ("eval_loss", "{:.4f}"), ("best_loss", "best {:.4f}")))
-    spent = dict(end.get("seconds") or {})
-    first_step = spent.pop("first_step", None)
-    computed = spent.get("compute")
-    speed = [f"{end['tokens'] / computed:,.0f} a second"] if end.get("tokens") and computed else []
-    line("tokens", *_fields(end, ("tokens", "{:,}")), *speed)
-    line("time", *(f"{phase} {duration(seconds)}" for phase, seconds in spent.items()))
-    line("first step", *([f"{first_step:.1f}s after the start"] if first_step else []))
+    best = " ".join(_fields(end, ("best_loss", "best {:.4f}"), ("best_step", "at step {}")))
+    line("evaluation", *_fields(end, ("eval_loss", "{:.4f}")), *([best] if best else []))
+    line("tokens", *_fields(end, ("tokens", "{:,}"), ("tokens_per_s", "{:,.0f} a second")))
+    line("time", *(f"{phase} {duration(seconds)}" for phase, seconds in (end.get("seconds") or {}).items()))
+    line("first step", *_fields(end, ("first_step", "{:.1f}s after the start")))
     line("output", *_fields(end, ("output_dir", "{}")))
     line("checkpoint", *_fields(end, ("checkpoint", "{}")))
-    if end.get("checkpoint") and not end.get("failed"):
-        line("next", f"surogate generate {shlex.quote(end['checkpoint'])}")
-    if end.get("resume") and (end.get("failed") or end.get("stopped")):
-        line("continue", end["resume"])
+    for command in end.get("next") or ():
+        line("next", command)
     return lines
 
 

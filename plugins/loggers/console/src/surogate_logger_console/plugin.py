@@ -22,7 +22,7 @@ _curves: dict[Path, Curve] = {}
 @hookimpl
 def register_loggers() -> list[Offer]:
     return [
-        Offer("console", None, build="surogate_logger_console.console:build", summary="lines and a progress line on the terminal")
+        Offer("console", None, build="surogate_logger_console.console:build", summary="Lines and a progress line on the terminal.")
     ]
 
 

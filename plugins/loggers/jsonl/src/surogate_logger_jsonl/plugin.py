@@ -24,7 +24,7 @@ class Options:
 @hookimpl
 def register_loggers() -> list[Offer]:
     build = "surogate_logger_jsonl.logger:build"
-    return [Offer("jsonl", Options, build=build, summary="the run's records, one JSON object a line (`log_file`)")]
+    return [Offer("jsonl", Options, build=build, summary="The run's records, one JSON object a line (`log_file`).")]
 
 
 @hookimpl

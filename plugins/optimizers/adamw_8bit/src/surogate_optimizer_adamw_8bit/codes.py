@@ -31,12 +31,14 @@ def dynamic_map(signed: bool) -> Tensor:
 
 @frozen(eq=False)
 class Codebook:
-    """One map on one device. ``bases`` (65536, uint8) and ``bounds`` (65536, float32) are the tables described above."""
+    """One map on one device. ``bases`` (65536, uint8) and ``bounds`` (65536, float32) are the tables described above; ``zero`` is
+    the code of 0."""
 
     values: Tensor
     bases: Tensor
     bounds: Tensor
     offset: int
+    zero: int
 
     def dequantize(self, codes: Tensor, absmax: Tensor) -> Tensor:
         """(n,) uint8 and (n / 256,) float32 → (n,) float32."""
@@ -59,14 +61,15 @@ class Codebook:
 
 def codebook(signed: bool, device: torch.device) -> Codebook:
     values = dynamic_map(signed)
+    zero = int((values < 0).sum())
     bounds = (values[:-1] + values[1:]) / 2
     if signed:
         # a negative moment never becomes 0 or positive, however small: its code stays below that of 0
-        bounds[values[:-1].lt(0).sum() - 1] = -torch.finfo(torch.float32).smallest_normal * 2.0**-23
+        bounds[zero - 1] = -torch.finfo(torch.float32).smallest_normal * 2.0**-23
     bounds = torch.cat([bounds, torch.tensor([torch.inf])])
     # cells in the order of the index: for the signed map the negative half (arithmetic shift) comes first
     offset = _CELLS // 2 if signed else 0
     upper = torch.arange(_CELLS, dtype=torch.int32) - offset
     lower_end = torch.where(upper < 0, (upper << 16) | 0xFFFF, upper << 16).view(torch.float32)
     bases = torch.searchsorted(bounds, lower_end).clamp_(max=255)
-    return Codebook(values.to(device), bases.to(torch.uint8).to(device), bounds[bases].to(device), offset)
+    return Codebook(values.to(device), bases.to(torch.uint8).to(device), bounds[bases].to(device), offset, zero)

@@ -104,7 +104,8 @@ class State:
                         ends[small] += _padded(param.numel())
                 self._chunks += _cut(self._places[first:], group.weight_decay, small, CHUNK.get(device.type, CHUNK["cuda"]))
         self._maps: tuple[Codebook, Codebook] = codebook(True, device), codebook(False, device)
-        self._codes = tuple(torch.zeros(ends[False], dtype=torch.uint8, device=device) for _ in range(2))
+        # the padding between parameters must stay 0 also where a loaded block has a scale
+        self._codes = tuple(torch.full((ends[False],), book.zero, dtype=torch.uint8, device=device) for book in self._maps)
         self._absmax = tuple(torch.zeros(ends[False] // BLOCK, device=device) for _ in range(2))
         self._exact = tuple(torch.zeros(ends[True], device=device) for _ in range(2))
 
