@@ -33,7 +33,8 @@ bench: $(VENV)-bench/installed
 
 $(VENV)-bench/installed: $(VENV)/installed $(wildcard bench/requirements*.txt)
 	test -x $(VENV)-bench/bin/python || $(PYTHON) -m venv $(VENV)-bench
-	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > "$$($(VENV)-bench/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/base.pth"
+	$(BIN)/python -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
+		> "$$($(VENV)-bench/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/base.pth"
 	$(VENV)-bench/bin/python -m pip install --quiet -c constraints.txt -r bench/requirements.txt
 	$(VENV)-bench/bin/python -m pip install --quiet --no-deps -r bench/requirements-alone.txt && touch $@
 
