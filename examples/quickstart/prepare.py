@@ -31,7 +31,7 @@ LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib
 MODEL = {
     "architectures": ["Qwen3ForCausalLM"],
     "model_type": "qwen3",
-    "vocab_size": 4096,
+    "vocab_size": 2048,
     "hidden_size": 192,
     "intermediate_size": 512,
     "num_hidden_layers": 4,
@@ -99,14 +99,15 @@ def signature(name: str, node: ast.AST) -> str:
 
 
 def pairs(module: str, tree: ast.Module) -> Iterator[dict[str, str]]:
-    """One question for each public function with a docstring of at least four words."""
+    """One question for each public function whose docstring begins with a sentence of at least four words. The answer says where the
+    function is, and then that sentence."""
     for name, node, text in documented(module, tree):
         if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) or any(part.startswith("_") for part in name.split(".")):
             continue
         paragraph = " ".join(text.split("\n\n")[0].split())
-        sentences = re.split(r"(?<=[.!?])\s+(?=[A-Z])", paragraph)
-        answer = " ".join(sentences[:2])
-        if len(answer.split()) >= 4 and len(answer) <= 300 and ">>>" not in answer:
+        sentence = re.split(r"(?<=[.!?])\s+(?=[A-Z])", paragraph)[0]
+        if len(sentence.split()) >= 4 and len(sentence) <= 300 and ">>>" not in sentence:
+            answer = f"{node.name}() is a function in the module {module}. {sentence}"
             yield {"instruction": f"What does {signature(name, node)[:160]} do?", "output": answer}
 
 

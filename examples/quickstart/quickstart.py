@@ -56,7 +56,7 @@ def main() -> int:
     pairs = [json.loads(line) for line in (OUT / "pairs-held-out.jsonl").read_text(encoding="utf-8").splitlines()]
     questions = [pair["instruction"] for pair in pairs if len(pair["instruction"]) < 70][:3]
 
-    command("tokenizer", "train", OUT / "text-train.jsonl", "--output", OUT / "model", "--vocab-size", 4096)
+    command("tokenizer", "train", OUT / "text-train.jsonl", "--output", OUT / "model", "--vocab-size", 2048)
     command("run", PRETRAIN)
     before = answer_loss()
     command("generate", OUT / "pretrain" / "last", "--max-new-tokens", 60, "--prompt", "The built-in function open() returns")
