@@ -99,8 +99,8 @@ def signature(name: str, node: ast.AST) -> str:
 
 
 def pairs(module: str, tree: ast.Module) -> Iterator[dict[str, str]]:
-    """One question for each public function whose docstring begins with a sentence of at least four words. The answer says where the
-    function is, and then that sentence."""
+    """One question for each public function whose docstring begins with a sentence of at least four words. The answer says where
+    the function is, and then that sentence."""
     for name, node, text in documented(module, tree):
         if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) or any(part.startswith("_") for part in name.split(".")):
             continue
