@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from surogate_core.contracts import Context, ParamGroup
-from surogate_core.errors import ResumeError
+from surogate_core.train.fill import fill
 from surogate_core.train.rounding import step_generator, stochastic_round_
 
 CHUNK = {"cpu": 1 << 18, "cuda": 1 << 26}
@@ -104,25 +104,7 @@ class State:
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        own = self.state_dict()
-        wrong = [
-            f"{name}: {_form(own[name]) if name in own else 'none'} wanted, {_form(state[name]) if name in state else 'none'} found"
-            for name in sorted(own.keys() | state.keys())
-            if name not in own or name not in state or _form(own[name]) != _form(state[name])
-        ]
-        if wrong:
-            more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-            raise ResumeError(
-                f"the optimizer state is not one of adamw for these parameters: {'; '.join(wrong[:3])}{more}",
-                where="optimizer state of the checkpoint",
-                how="continue with the optimizer, model and adapter of the checkpoint, or start over with --fresh",
-            )
-        for name, tensor in own.items():
-            tensor.copy_(state[name])
-
-
-def _form(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+        fill(self.state_dict(), state, "adamw")
 
 
 def _chunk(tensor: Tensor) -> int:

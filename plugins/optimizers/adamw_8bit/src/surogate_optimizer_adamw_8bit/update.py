@@ -22,7 +22,7 @@ from attrs import frozen
 from torch import Tensor
 
 from surogate_core.contracts import Context, ParamGroup
-from surogate_core.errors import ResumeError
+from surogate_core.train.fill import fill
 from surogate_core.train.rounding import step_generator, stochastic_round_
 from surogate_optimizer_adamw_8bit.codes import BLOCK, Codebook, codebook
 
@@ -170,21 +170,7 @@ class State:
         return dict(self._entries())
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        own = self.state_dict()
-        wrong = [
-            f"{name}: {_form(own[name]) if name in own else 'none'} wanted, {_form(state[name]) if name in state else 'none'} found"
-            for name in sorted(own.keys() | state.keys())
-            if name not in own or name not in state or _form(own[name]) != _form(state[name])
-        ]
-        if wrong:
-            more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-            raise ResumeError(
-                f"the optimizer state is not one of adamw_8bit for these parameters: {'; '.join(wrong[:3])}{more}",
-                where="optimizer state of the checkpoint",
-                how="continue with the optimizer, model and adapter of the checkpoint, or start over with --fresh",
-            )
-        for name, tensor in own.items():
-            tensor.copy_(state[name])
+        fill(self.state_dict(), state, "adamw_8bit")
 
     def _entries(self) -> Iterator[tuple[str, Tensor]]:
         for place in self._places:
@@ -195,10 +181,6 @@ class State:
                 if not place.small:
                     first = place.start // BLOCK
                     yield f"{place.name}.{moment}_absmax", absmax[first : first + _padded(count) // BLOCK]
-
-
-def _form(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
 
 
 def _cut(places: Sequence[Place], weight_decay: float, small: bool, size: int) -> Iterator[Chunk]:
