@@ -28,5 +28,7 @@ def stochastic_round_(target: Tensor, source: Tensor, generator: torch.Generator
     bits = noise16.to(torch.int32).add_(source.view(torch.int32)).add_(2**15)
     upper = bits.unsqueeze(-1).view(torch.int16)[..., 1]  # the machine is little-endian
     target.view(torch.int16).copy_(upper)
-    # the carry of a NaN with all mantissa bits set (as CUDA makes it) would end in -0
-    return target.masked_fill_(source.isnan(), torch.nan)
+    # the carry of a NaN with all mantissa bits set (as CUDA makes it) would end in -0; on the CPU a look at one sum is cheaper
+    if source.device.type != "cpu" or not torch.isfinite(source.sum()):
+        target.masked_fill_(source.isnan(), torch.nan)
+    return target
