@@ -74,11 +74,6 @@ def doc(text: str, **more: Any) -> dict[str, Any]:
     return {"doc": text, **more}
 
 
-def documented_keys(options: type) -> dict[str, str]:
-    """Key → documentation of an options class."""
-    return {field.name: field.metadata.get("doc", "") for field in attrs.fields(options)}
-
-
 @frozen
 class Range:
     """An attrs validator for numbers that can say what it wants and describe itself to the JSON schema."""

@@ -14,8 +14,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import attrs
-
 from surogate_core.config.options import CoreOptions
 from surogate_core.contracts import Adapter, Context, Format, Logger, Optimizer, ParamGroup, Recipe, Schedule, Site
 from surogate_core.host import Host, load_host
@@ -221,8 +219,3 @@ def check_logger(logger: Logger) -> None:
         logger.log({"kind": kind, "step": 1})
     logger.close()
     logger.close()
-
-
-def options_of(options: type) -> dict[str, Any]:
-    """Key → default of an options class, for tests that go through all of them."""
-    return {entry.name: entry.default for entry in attrs.fields(options)}

@@ -8,7 +8,7 @@ import attrs
 import pytest
 
 from surogate_core import testing
-from surogate_core.contracts import LoggerContext
+from surogate_core.contracts import LoggerContext, Sample
 from surogate_core.host import load_host
 from surogate_core.offers import Offer
 
@@ -110,6 +110,22 @@ class TestTheChecksCanFail:
 
         with pytest.raises(AssertionError, match="differ from 6 steps"):
             testing.check_optimizer(Forgetful())  # type: ignore[arg-type]
+
+    def test_format(self) -> None:
+        class Counted:
+            overlong = "split"
+
+            def __init__(self, weights: list[float]):
+                self.weights = weights
+
+            def encode(self, row: dict[str, str]) -> list[Sample]:
+                return [Sample(input_ids=[1, 2, 3], weights=self.weights)]
+
+        testing.check_format(Counted([0.0, 1.0, 0.5]), [{"text": "a"}])  # type: ignore[arg-type]
+        with pytest.raises(AssertionError, match="as many weights as tokens"):
+            testing.check_format(Counted([1.0]), [{"text": "a"}])  # type: ignore[arg-type]
+        with pytest.raises(AssertionError, match="finite and not negative"):
+            testing.check_format(Counted([0.0, 1.0, -1.0]), [{"text": "a"}])  # type: ignore[arg-type]
 
     def test_logger(self) -> None:
         class Picky:
