@@ -93,25 +93,14 @@ def write_rows(work: Path, steps: int) -> float:
     from safetensors.torch import save_file
 
     from surogate_core.config import load
-    from surogate_core.data import prepare
-    from surogate_core.data.batches import Batches
     from surogate_core.host import load_host
-    from surogate_core.model import load_tokenizer
+    from surogate_core.plan import make_plan
 
     path = work / "rows.toml"
     path.write_text(config(work, work / "none", dtype="fp32", lora=False, compiled=False, steps=steps, lr=1e-3))
     host = load_host()
-    loaded = load(path, host, [], None)
-    tokenizer = load_tokenizer(loaded.core)
-    batches = Batches(
-        prepare(loaded, host, tokenizer, lambda text: None).train,
-        sequence_len=LENGTH,
-        batch_size=BATCH,
-        accumulation=1,
-        seed=SEED,
-        packing=True,
-        pad_id=tokenizer.pad_token_id,
-    )
+    plan = make_plan(load(path, host), host)
+    batches = plan.pipeline.prepare(plan.model_source.tokenizer(), lambda text: None).training(BATCH, 1)
     taken = [batches.step(index) for index in range(steps)]
     columns = {
         name: torch.stack([getattr(step.batches[0], name) for step in taken]) for name in ("input_ids", "labels", "position_ids")

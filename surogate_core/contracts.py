@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from attrs import field, frozen
+from attrs import field, fields, frozen
 
 if TYPE_CHECKING:
     import torch
@@ -18,24 +18,38 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from surogate_core.config.options import CoreOptions
+    from surogate_core.offers import Offer
 
 
 # ---------------------------------------------------------------- what a build function is given
 @frozen(kw_only=True)
 class Context:
-    """For recipes, adapters, optimizers, schedules and parallelisms: the core's options and the device ("cpu", "cuda")."""
+    """For models, recipes, adapters, optimizers, schedules and parallelisms: the core's options and the device ("cpu", "cuda")."""
 
     config: CoreOptions
     device: str = "cpu"
 
 
 @frozen(kw_only=True)
+class PipelineContext(Context):
+    """For pipelines. ``format`` gives the offer of a data set format by the name that ``type`` has in ``[[datasets]]``."""
+
+    format: Callable[[str], Offer]
+
+
+@frozen(kw_only=True)
 class FormatContext(Context):
-    """For dataset formats. ``tokenizer`` is a transformers tokenizer; ``render`` turns messages into a :class:`Sample` through
-    its chat template (see ``surogate_core.data.chat``)."""
+    """For dataset formats; made by the pipeline.
+
+    tokenizer  a transformers tokenizer
+    render     ``render(messages, tools=None, kind="conversation") -> Sample``, through the tokenizer's chat template
+    weigh      ``weigh(text, spans, kind, marker, special=False) -> Sample``: tokens of a text, each with the weight of the last
+               span (start, stop, weight), in characters, in which it starts; ``special`` adds the tokenizer's own tokens
+    """
 
     tokenizer: Any
     render: Callable[..., Sample]
+    weigh: Callable[..., Sample]
 
 
 @frozen(kw_only=True)
@@ -76,7 +90,140 @@ class Site:
         return self.name.rpartition(".")[2]
 
 
+@frozen(kw_only=True)
+class Outline:
+    """A model before its weights are read: its family, its sites, and the shapes of all of its parameters."""
+
+    model_type: str
+    sites: tuple[Site, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+
+# ---------------------------------------------------------------- what one optimizer step trains on
+@frozen(eq=False)
+class Batch:
+    """One micro-batch, (B, S) each.
+
+    input_ids     int64, padded with pad_id
+    labels        int64, the token to predict at each position (already shifted); -100 where there is none or its weight is 0
+    weights       float32, weight of the label; 0 where there is none
+    position_ids  int64, from 0 in each piece, and in the padding
+    document_ids  int32, number of the piece within its row from 0; padding is one document of its own
+    """
+
+    input_ids: Tensor
+    labels: Tensor
+    weights: Tensor
+    position_ids: Tensor
+    document_ids: Tensor
+
+    def to(self, device: torch.device | str) -> Batch:
+        return Batch(*(getattr(self, item.name).to(device, non_blocking=True) for item in fields(Batch)))
+
+
+@frozen(eq=False)
+class Step:
+    """What one optimizer step trains on.
+
+    batches  one per micro-batch, all of one shape
+    weight   sum of weights over the whole step
+    tokens   tokens in rows, padding not counted
+    trained  labels with a weight above 0
+    sources  the pieces in it
+    epoch    epochs completed after this step
+    """
+
+    batches: tuple[Batch, ...]
+    weight: float
+    tokens: int
+    trained: int
+    sources: tuple[str, ...]
+    epoch: float
+
+
 # ---------------------------------------------------------------- what a build function returns
+class Batches(Protocol):
+    """Training or validation data. A pure function of the step number, so that the position in the data *is* the step."""
+
+    rows: int
+    """Rows of one epoch."""
+    fill: float
+    """Share of their positions in use."""
+
+    def steps(self, epochs: int) -> int:
+        """Optimizer steps of ``epochs`` epochs; the last one is padded with empty rows."""
+
+    def step(self, index: int, epochs: int | None = None) -> Step:
+        """Step ``index``, from 0. The stream of rows ends after ``epochs`` and empty rows follow; without it, it goes on."""
+
+    def all_rows(self) -> Iterator[Batch]:
+        """Every row once, in order, in micro-batches of one shape; the last one is padded with empty rows."""
+
+
+class Data(Protocol):
+    """What the data phase gives.
+
+    ledger       plain values: rows and tokens in = kept + split + truncated + dropped, by reason
+    fingerprint  of everything that changes what is trained on
+    """
+
+    ledger: Mapping[str, Any]
+    fingerprint: str
+
+    def training(self, batch_size: int, accumulation: int) -> Batches:
+        """Steps of ``accumulation`` micro-batches of ``batch_size`` rows. The rows of a step depend on their product alone."""
+
+    def validation(self, batch_size: int) -> Batches | None:
+        """None when there are no validation data."""
+
+
+class Pipeline(Protocol):
+    """The data phase: rows of ``[[datasets]]`` → samples (through formats) → batches of fixed shape."""
+
+    def prepare(self, tokenizer: Any, report: Callable[[str], None]) -> Data:
+        """Read and encode everything. ``tokenizer`` is left as the run trains with it (its chat template), so that what is saved
+        beside the weights serves what was trained. ``report`` gets lines of progress. Raises DataError."""
+
+
+class ModelSource(Protocol):
+    """Where models come from, and how they run on packed batches."""
+
+    def outline(self) -> Outline:
+        """Read the model's configuration alone, no weights. Raises ModelError."""
+
+    def tokenizer(self) -> Any:
+        """The model's tokenizer. Raises ModelError where there is none."""
+
+    def load(
+        self,
+        computes: Mapping[str, Callable[..., Tensor]],
+        adapters: Mapping[str, nn.Module],
+        *,
+        device: torch.device,
+        weights: Path | None = None,
+        notice: Callable[[str], None] = lambda text: None,
+    ) -> nn.Module:
+        """The model with its weights (those in the directory ``weights``, if given), in training mode, the compute and adapter
+        slots of the named linear layers filled. Adapters come on the meta device and get memory, but no values. Raises
+        ModelError."""
+
+    def ready(self, model: nn.Module) -> str | None:
+        """Called once when everything in the model has its values; may look how it behaves. Returns a remark for the user."""
+
+    def blocks(self, model: nn.Module) -> Sequence[nn.Module]:
+        """The decoder layers."""
+
+    def recompute(self, model: nn.Module) -> None:
+        """From now on keep only the inputs of each decoder layer for the backward pass. Raises ModelError."""
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Sum over the batch of weight × cross-entropy, nats: a differentiable scalar, float32 or wider. Documents that share a row
+        must not see each other."""
+
+    def save(self, model: nn.Module, tokenizer: Any, directory: Path) -> None:
+        """Write model and tokenizer in the ecosystem's layout; ``load`` with ``weights`` reads them back bit for bit."""
+
+
 class Recipe(Protocol):
     """Fills the compute slot: the three GEMMs of a linear layer, their rounding and scales."""
 

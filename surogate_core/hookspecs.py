@@ -35,6 +35,18 @@ hookimpl = pluggy.HookimplMarker("surogate")
 
 # ---------------------------------------------------------------- offers: asked once, at start
 @hookspec
+def register_models() -> list[Offer]:
+    """Where models come from, chosen by ``model_backend``. ``build(options, context)`` returns a
+    :class:`~surogate_core.contracts.ModelSource`, which reads, runs and writes the model that ``model`` names."""
+
+
+@hookspec
+def register_pipelines() -> list[Offer]:
+    """The data phase, chosen by ``data_pipeline``. ``build(options, context)`` gets a
+    :class:`~surogate_core.contracts.PipelineContext` and returns a :class:`~surogate_core.contracts.Pipeline`."""
+
+
+@hookspec
 def register_recipes() -> list[Offer]:
     """Precision recipes, chosen by ``recipe``. ``build(options, context)`` returns a :class:`~surogate_core.contracts.Recipe`,
     which fills the compute slot of the linear layers that it claims."""

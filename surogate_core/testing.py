@@ -1,4 +1,4 @@
-"""For the tests of plugins: tiny models, hosts without discovery, and a conformance check for each kind of offer.
+"""For the tests of plugins: hosts without discovery, and a conformance check for each kind of offer.
 
 A check raises AssertionError with a sentence. A plugin's test suite is a few lines:
 
@@ -19,11 +19,6 @@ from surogate_core.contracts import Adapter, Context, Format, Logger, Optimizer,
 from surogate_core.host import Host, load_host
 from surogate_core.offers import Owner
 
-CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
 
 def host_with(*modules: Any, owner: Owner | None = None, discover: bool = False) -> Host:
     """A host with these plugin modules, and without the installed ones unless ``discover``."""
@@ -41,53 +36,6 @@ def context(device: str = "cpu", **options: Any) -> Context:
 def site(rows: int = 48, columns: int = 32, name: str = "model.layers.0.mlp.up_proj", bias: bool = False) -> Site:
     """A linear site of N = ``rows`` outputs and K = ``columns`` inputs."""
     return Site(name=name, kind="linear", shape=(rows, columns), bias=bias, layer=0)
-
-
-def byte_tokenizer(directory: Path, chat_template: str | None = CHATML) -> Path:
-    """Write a tokenizer with one token a byte, and ``<|endoftext|>`` (pad), ``<|im_start|>``, ``<|im_end|>`` (end): 259 ids."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(text, special=True) for text in ("<|endoftext|>", "<|im_start|>", "<|im_end|>")])
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", clean_up_tokenization_spaces=False
-    )
-    fast.chat_template = chat_template
-    fast.save_pretrained(directory)
-    return directory
-
-
-def tiny_model(directory: Path, model_type: str = "qwen3", *, weights: bool = True, **changes: Any) -> Path:
-    """Write a random model of about 60,000 parameters with a byte tokenizer; ``weights=False`` leaves the weights out."""
-    import torch
-    import transformers
-
-    directory.mkdir(parents=True, exist_ok=True)
-    shape = {
-        "vocab_size": 264,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "max_position_embeddings": 512,
-        "tie_word_embeddings": True,
-    }
-    config = transformers.AutoConfig.for_model(model_type, **{**shape, **changes})
-    byte_tokenizer(directory)
-    config.architectures = [transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type]]
-    if not weights:
-        config.save_pretrained(directory)
-        return directory
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(directory)
-    return directory
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:

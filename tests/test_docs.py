@@ -63,6 +63,8 @@ def test_homes_of_keys_and_names_are_those_of_the_plugins() -> None:
     }
     assert keys == HOMES
     selectors = {
+        "models": "model_backend",
+        "pipelines": "data_pipeline",
         "recipes": "recipe",
         "optimizers": "optimizer",
         "adapters": "adapter",

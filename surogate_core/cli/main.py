@@ -27,7 +27,6 @@ COMMANDS = {
     "validate": ("surogate_core.cli.inspect:validate", "Check a configuration; nothing is loaded."),
     "plan": ("surogate_core.cli.inspect:plan", "Show what a run would build, and its memory, steps and parameters."),
     "explain": ("surogate_core.cli.inspect:explain", "Show value, origin and owner of each key."),
-    "verify": ("surogate_core.cli.verify:verify", "Check exact resume, or gradients by batch split."),
     "plugins": ("surogate_core.cli.inspect:plugins", "List the installed plugins and what they offer."),
     "doctor": ("surogate_core.cli.doctor:doctor", "Show versions, devices and what is wrong, ready to paste."),
     "schema": ("surogate_core.cli.inspect:schema", "Print the JSON Schema of the installed keys."),

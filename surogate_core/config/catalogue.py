@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from surogate_core.host import Host
 
 CHOSEN_BY = {
+    "model_backend": "models",
+    "data_pipeline": "pipelines",
     "recipe": "recipes",
     "optimizer": "optimizers",
     "lr_scheduler_type": "schedules",
@@ -25,7 +27,7 @@ CHOSEN_BY = {
 }
 """Key → kind of offer that it chooses."""
 
-KINDS = ("recipes", "adapters", "optimizers", "schedules", "datasets", "loggers", "parallelisms")
+KINDS = ("models", "pipelines", "recipes", "adapters", "optimizers", "schedules", "datasets", "loggers", "parallelisms")
 
 
 @frozen(eq=False)

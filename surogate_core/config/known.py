@@ -130,6 +130,8 @@ HOMES: dict[str, str] = {
 }
 
 NAME_HOMES: dict[tuple[str, str], str] = {
+    ("model_backend", "transformers"): "surogate-model-transformers",
+    ("data_pipeline", "packed"): "surogate-pipeline-packed",
     ("recipe", "bf16"): "surogate-recipe-bf16",
     ("optimizer", "adamw_8bit"): "surogate-optimizer-adamw-8bit",
     ("optimizer", "adamw"): "surogate-optimizer-adamw",

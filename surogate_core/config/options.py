@@ -74,6 +74,8 @@ class CoreOptions:
         default="bf16", metadata=doc("Precision of weights and activations in the computation.")
     )
 
+    model_backend: str = field(default="transformers", metadata=doc("What reads, runs and writes the model."))
+
     # Computation
     recipe: str = field(default="bf16", metadata=doc("Precision recipe: the arithmetic of the linear layers."))
     compile: bool = field(default=False, metadata=doc("Compile each decoder layer with torch.compile; the compiled code is kept."))
@@ -113,6 +115,7 @@ class CoreOptions:
     eval_steps: int = field(default=100, validator=ge(1), metadata=doc("Steps between evaluations."))
 
     # Data
+    data_pipeline: str = field(default="packed", metadata=doc("What turns the rows of the data sets into batches."))
     datasets: list[DatasetOptions] | None = field(default=None, metadata=doc("Training data: a list of tables."))
     validation_datasets: list[DatasetOptions] | None = field(default=None, metadata=doc("Validation data, like `datasets`."))
     validation_split_ratio: float = field(

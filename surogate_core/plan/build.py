@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
 
 from surogate_core.config import Config
-from surogate_core.contracts import Adapter, Context, Recipe, Site
+from surogate_core.contracts import Adapter, Context, PipelineContext, Recipe, Site
 from surogate_core.errors import PlanError, Problem
 from surogate_core.host import Host, attributed
 from surogate_core.offers import Offer, Owner, capability
@@ -23,12 +24,12 @@ def make_plan(config: Config, host: Host) -> Plan:
     """
     import torch
 
-    from surogate_core import model as models
-
     core = config.core
     device = "cuda" if torch.cuda.is_available() else "cpu"
     context = Context(config=core, device=device)
     chosen = {
+        "models": host.offer("models", core.model_backend),
+        "pipelines": host.offer("pipelines", core.data_pipeline),
         "recipes": host.offer("recipes", core.recipe),
         "optimizers": host.offer("optimizers", core.optimizer),
         "schedules": host.offer("schedules", core.lr_scheduler_type),
@@ -39,21 +40,22 @@ def make_plan(config: Config, host: Host) -> Plan:
     problems = [problem for offer in chosen.values() if (problem := _lacks(offer, device))]
     if problems:
         raise PlanError(problems)
-    built = {kind: _build(offer, config, context) for kind, offer in chosen.items()}
+    contexts = {"pipelines": PipelineContext(config=core, device=device, format=functools.partial(host.offer, "datasets"))}
+    built = {kind: _build(offer, config, contexts.get(kind, context)) for kind, offer in chosen.items()}
     recipe, adapter, optimizer = built["recipes"], built.get("adapters"), built["optimizers"]
 
-    hf_config = models.read_config(core)
-    skeleton = models.skeleton(hf_config, core)
-    sites = models.list_sites(skeleton)
+    outline = built["models"].outline()
+    sites = outline.sites
     core_owner = host.offers("parallelisms")["single"].owner
     slots = _claim(sites, recipe, adapter, chosen, core_owner)
-    figures = count(core, skeleton, sites, slots, adapter, optimizer)
+    figures = count(core, outline, slots, adapter, optimizer)
     lock = host.lock()
     plan = Plan(
         config=config,
         device=device,
-        hf_config=hf_config,
-        sites=sites,
+        model_source=built["models"],
+        pipeline=built["pipelines"],
+        outline=outline,
         slots=slots,
         recipe=recipe,
         adapter=adapter,

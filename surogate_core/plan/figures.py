@@ -4,32 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from surogate_core.config.options import CoreOptions
-from surogate_core.contracts import Adapter, Optimizer, Site
+from surogate_core.contracts import Adapter, Optimizer, Outline, Site
 from surogate_core.plan.record import Figures, Slots
 
-if TYPE_CHECKING:
-    from torch import nn
-
 HEAD_CHUNK_BYTES = 64 << 20
-"""Order of the scratch that the chunked head and loss take; see ``model/loss.py``."""
+"""Order of the scratch that the chunked head and loss take; it is the model source's to keep."""
 
 
 def count(
     core: CoreOptions,
-    skeleton: nn.Module,
-    sites: tuple[Site, ...],
+    outline: Outline,
     slots: Mapping[str, Slots],
     adapter: Adapter | None,
     optimizer: Optimizer,
 ) -> Figures:
     """Parameters, tokens, steps and the memory by buffer, in bytes."""
     size = 2 if core.model_dtype == "bf16" else 4
-    parameters = [tuple(parameter.shape) for parameter in skeleton.parameters()]
-    total = sum(map(math.prod, parameters))
-    trained, trained_size = parameters, size
+    sites = outline.sites
+    total = sum(map(math.prod, outline.shapes))
+    trained, trained_size = list(outline.shapes), size
     if adapter is not None:
         trained, bytes_trained = _adapter_shapes(
             adapter, [site for site in sites if site.name in slots and slots[site.name].adapter]

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
 
 from attrs import frozen
 
 from surogate_core.config import Config
-from surogate_core.contracts import Adapter, Optimizer, Parallelism, Recipe, Schedule, Site
+from surogate_core.contracts import (
+    Adapter,
+    ModelSource,
+    Optimizer,
+    Outline,
+    Parallelism,
+    Pipeline,
+    Recipe,
+    Schedule,
+    Site,
+)
 from surogate_core.offers import Owner
 
 
@@ -49,8 +58,9 @@ class Plan:
 
     config: Config
     device: str
-    hf_config: Any
-    sites: tuple[Site, ...]
+    model_source: ModelSource
+    pipeline: Pipeline
+    outline: Outline
     slots: Mapping[str, Slots]
     recipe: Recipe
     adapter: Adapter | None
@@ -62,6 +72,10 @@ class Plan:
     fingerprint: str
     notices: tuple[str, ...] = ()
 
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        return self.outline.sites
+
     def adapted(self) -> list[Site]:
         """The sites whose adapter slot is taken."""
         return [site for site in self.sites if site.name in self.slots and self.slots[site.name].adapter]
@@ -70,7 +84,7 @@ class Plan:
         core, figures = self.config.core, self.figures
         kinds = Counter(site.kind for site in self.sites)
         lines = [
-            f"model        {core.model} ({self.hf_config.model_type}), {figures.parameters:,} parameters, "
+            f"model        {core.model} ({self.outline.model_type}), {figures.parameters:,} parameters, "
             f"{figures.trainable:,} trainable ({figures.trainable / max(1, figures.parameters):.2%})",
             f"sites        {', '.join(f'{count} {kind}' for kind, count in sorted(kinds.items()))}",
             *(f"slots        {line}" for line in self._slot_lines()),

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from attrs import frozen
-from torch import nn
+from torch import Tensor, nn
 
-from surogate_core.contracts import Parallelism
-from surogate_core.data.batches import Batches
-from surogate_core.model import batch_loss
+from surogate_core.contracts import Batch, Batches, Parallelism
+
+Loss = Callable[[nn.Module, Batch], Tensor]
+"""Sum over a micro-batch of weight × cross-entropy: ``ModelSource.loss``."""
 
 
 @frozen
@@ -25,7 +27,7 @@ class Evaluation:
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
 
-def evaluate(model: nn.Module, batches: Batches, parallelism: Parallelism) -> Evaluation:
+def evaluate(model: nn.Module, batches: Batches, parallelism: Parallelism, loss_of: Loss) -> Evaluation:
     """Mean over all labels, each with its weight. Draws nothing from any random generator, so that evaluating more or less often
     does not change training."""
     device = parallelism.device()
@@ -37,7 +39,7 @@ def evaluate(model: nn.Module, batches: Batches, parallelism: Parallelism) -> Ev
         for batch in parallelism.rows(list(batches.all_rows())):
             weight += float(batch.weights.sum(dtype=torch.float64))
             tokens += int((batch.weights > 0).sum())
-            loss += batch_loss(model, batch.to(device)).double()
+            loss += loss_of(model, batch.to(device)).double()
     model.train(was_training)
     total = parallelism.sum(torch.stack([loss, torch.tensor(weight, dtype=torch.float64, device=device)]))
     return Evaluation(float(total[0]) / max(float(total[1]), 1e-12), tokens)

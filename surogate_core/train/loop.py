@@ -17,12 +17,10 @@ from attrs import define, field, frozen
 from torch import Tensor, nn
 
 from surogate_core.config.options import CoreOptions
-from surogate_core.contracts import Decision, OptimizerState, Parallelism, Schedule
-from surogate_core.data.batches import Batches, Step
+from surogate_core.contracts import Batches, Decision, OptimizerState, Parallelism, Schedule, Step
 from surogate_core.errors import NonFiniteLoss
-from surogate_core.model import batch_loss
 from surogate_core.offers import Owner
-from surogate_core.train.evaluate import evaluate
+from surogate_core.train.evaluate import Loss, evaluate
 from surogate_core.train.schedules import learning_rate
 
 Tell = Callable[[str, dict[str, Any]], list[tuple[Owner, Any]]]
@@ -65,6 +63,7 @@ class Job:
 
     core: CoreOptions
     model: nn.Module
+    loss: Loss
     parameters: Sequence[Tensor]
     optimizer: OptimizerState
     schedule: Schedule
@@ -79,13 +78,13 @@ class Job:
     tell: Tell
 
 
-def accumulate(model: nn.Module, step: Step, parallelism: Parallelism) -> Tensor:
+def accumulate(model: nn.Module, step: Step, parallelism: Parallelism, loss_of: Loss) -> Tensor:
     """Gradients of one optimizer step, added to ``.grad``. Returns the mean loss, a scalar on the device."""
     device = parallelism.device()
     weight = parallelism.sum(torch.tensor(step.weight, dtype=torch.float64, device=device)).clamp_min(1e-12)
     total = torch.zeros((), device=device)
     for batch in parallelism.rows(step.batches):
-        loss = batch_loss(model, batch.to(device)) / weight
+        loss = loss_of(model, batch.to(device)) / weight
         loss.backward()
         total = total + loss.detach()
     return parallelism.sum(total)
@@ -102,7 +101,7 @@ def clip(parameters: Sequence[Tensor], max_norm: float) -> Tensor:
 
 def optimizer_step(job: Job, step: Step, index: int, lr: Tensor) -> tuple[Tensor, Tensor]:
     """One whole step. Returns loss and gradient norm, both still on the device."""
-    loss = accumulate(job.model, step, job.parallelism)
+    loss = accumulate(job.model, step, job.parallelism, job.loss)
     norm = clip(job.parameters, job.core.max_grad_norm)
     job.optimizer.step(lr, index + 1)
     for parameter in job.parameters:
@@ -193,7 +192,7 @@ def _finish(job: Job, progress: Progress, done: Pending) -> str | None:
 def _evaluate(job: Job, progress: Progress) -> str | None:
     assert job.validation is not None
     begun = time.monotonic()
-    result = evaluate(job.model, job.validation, job.parallelism)
+    result = evaluate(job.model, job.validation, job.parallelism, job.loss)
     progress.seconds["eval"] += time.monotonic() - begun
     progress.eval_loss, progress.eval_step = result.loss, progress.step
     if progress.best_loss is None or result.loss < progress.best_loss:

@@ -11,10 +11,7 @@ from typing import Any
 import attrs
 import torch
 
-from surogate_core import model as models
-from surogate_core.contracts import LoggerContext, RunInfo
-from surogate_core.data import Prepared, prepare
-from surogate_core.data.batches import Batches
+from surogate_core.contracts import Batches, Data, LoggerContext, RunInfo
 from surogate_core.errors import ResumeError, SurogateError
 from surogate_core.host import Host, Observers, attributed
 from surogate_core.offers import Owner
@@ -95,9 +92,10 @@ class Session:
     def run(self, *, fresh: bool, allow_drift: bool) -> Summary:
         if fresh and (aside := set_aside(self.output_dir, self.checkpoints.root)):
             self.notice(f"started over; the earlier run is kept in {aside}")
-        tokenizer = models.load_tokenizer(self.core)
-        data = prepare(self.plan.config, self.host, tokenizer, self.notice)
-        training, validation = self._batches(data, tokenizer)
+        tokenizer = self.plan.model_source.tokenizer()
+        data = self.plan.pipeline.prepare(tokenizer, self.notice)
+        training = data.training(self.core.per_device_train_batch_size, self.core.gradient_accumulation_steps)
+        validation = data.validation(self.core.per_device_train_batch_size)
         total = self.core.max_steps if self.core.max_steps >= 0 else training.steps(self.core.num_epochs)
         saved = self._continue_from(data, total, allow_drift)
         if saved is not None and saved.step >= total:
@@ -125,7 +123,7 @@ class Session:
                 "finished": last,
                 "run_name": self.run_name,
                 "environment": drift.environment(self.host, data.fingerprint),
-                "ledger": data.ledger.record(),
+                "ledger": data.ledger,
             }
             assert self.records is not None
             self.records.flush()
@@ -144,6 +142,7 @@ class Session:
         job = Job(
             core=self.core,
             model=self.plan.parallelism.wrap(trainee.model),
+            loss=self.plan.model_source.loss,
             parameters=trainee.parameters,
             optimizer=optimizer,
             schedule=self.plan.schedule,
@@ -169,24 +168,7 @@ class Session:
             self.observers.tell("run_finished", run=info, summary=_plain(summary))
         return summary
 
-    def _batches(self, data: Prepared, tokenizer: Any) -> tuple[Batches, Batches | None]:
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
-
-        def make(corpus: Any, seed: int, accumulation: int) -> Batches:
-            return Batches(
-                corpus,
-                sequence_len=self.core.sequence_len,
-                batch_size=self.core.per_device_train_batch_size,
-                accumulation=accumulation,
-                seed=seed,
-                packing=self.core.sample_packing,
-                pad_id=pad,
-            )
-
-        training = make(data.train, self.core.train_seed, self.core.gradient_accumulation_steps)
-        return training, make(data.validation, self.core.eval_seed, 1) if data.validation is not None else None
-
-    def _continue_from(self, data: Prepared, total: int, allow_drift: bool) -> Saved | None:
+    def _continue_from(self, data: Data, total: int, allow_drift: bool) -> Saved | None:
         """The checkpoint to continue from, checked against this configuration."""
         saved = self.checkpoints.newest()
         for name, why in self.checkpoints.skipped:
@@ -213,7 +195,7 @@ class Session:
         return self._summary(progress, total, None)
 
     def _introduce(
-        self, data: Prepared, training: Batches, validation: Batches | None, trainee: Trainee, total: int, step: int
+        self, data: Data, training: Batches, validation: Batches | None, trainee: Trainee, total: int, step: int
     ) -> RunInfo:
         figures = self.plan.figures
         self.log(
@@ -224,7 +206,7 @@ class Session:
                 "task": self.core.task,
                 "why": self.plan.config.origins.get("task", "default").removeprefix("derived: "),
                 "model": self.core.model,
-                "model_type": self.plan.hf_config.model_type,
+                "model_type": self.plan.outline.model_type,
                 "parameters": figures.parameters,
                 "trainable": figures.trainable,
                 "device": self.plan.device,
@@ -254,7 +236,7 @@ class Session:
                 "prepared_s": round(time.monotonic() - self.started, 3),
             }
         )
-        self.log({"kind": "ledger", "step": step, **data.ledger.record()})
+        self.log({"kind": "ledger", "step": step, **data.ledger})
         return RunInfo(
             config=self.plan.config,
             plan=self.plan,

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from attrs import frozen
 from torch import Tensor, nn
 
-from surogate_core import model as models
 from surogate_core.contracts import OptimizerState, ParamGroup
 from surogate_core.errors import PlanError
 from surogate_core.plan import Plan
@@ -35,18 +33,12 @@ def build(plan: Plan, *, weights: Path | None = None, notice: Callable[[str], No
     """Load the model into its slots. ``weights``: a checkpoint directory to read instead of ``core.model``."""
     core = plan.config.core
     device = plan.parallelism.device()
+    source = plan.model_source
     sites = {site.name: site for site in plan.sites}
-    filled: dict[str, Any] = {}
-
-    def prepare(model: nn.Module) -> None:
-        computes = {name: plan.recipe.linear(sites[name]) for name, slots in plan.slots.items() if slots.compute}
-        with torch.device("meta"):
-            adapters = {site.name: plan.adapter.linear(site) for site in plan.adapted()} if plan.adapter else {}
-        models.fill_slots(model, computes, adapters)
-        filled.update(computes=computes, adapters=adapters)
-
-    model = models.load_model(plan.hf_config, core, device=device, source=weights, prepare=prepare, notice=notice)
-    adapters, computes = filled["adapters"], filled["computes"]
+    computes = {name: plan.recipe.linear(sites[name]) for name, slots in plan.slots.items() if slots.compute}
+    with torch.device("meta"):
+        adapters = {site.name: plan.adapter.linear(site) for site in plan.adapted()} if plan.adapter else {}
+    model = source.load(computes, adapters, device=device, weights=weights, notice=notice)
     if plan.adapter is not None:
         model.requires_grad_(False)
         generator = torch.Generator().manual_seed(core.train_seed + ADAPTER_SEED)
@@ -54,12 +46,12 @@ def build(plan: Plan, *, weights: Path | None = None, notice: Callable[[str], No
             module.to_empty(device="cpu")
             plan.adapter.reset(module, generator)
             module.to(device).requires_grad_(True)
-    if remark := models.check_head(model):
+    if remark := source.ready(model):
         notice(remark)
     if core.recompute:
-        models.recompute_layers(model)
+        source.recompute(model)
     if core.compile:
-        for layer in models.blocks(model)[1]:
+        for layer in source.blocks(model):
             layer.compile()
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not trained:

@@ -13,7 +13,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from surogate_core import model as models
 from surogate_core.contracts import OptimizerState
 from surogate_core.errors import ResumeError, SaveFailed
 from surogate_core.plan import Plan
@@ -28,7 +27,7 @@ def write_files(directory: Path, plan: Plan, trainee: Trainee, optimizer: Optimi
         plan.adapter.save(trainee.adapters, directory, plan.config.core.model)
         tokenizer.save_pretrained(directory)
     else:
-        models.save_model(trainee.model, tokenizer, directory)
+        plan.model_source.save(trainee.model, tokenizer, directory)
     _save(optimizer.state_dict(), directory / "optimizer.safetensors")
     if buffers := _recipe_buffers(trainee):
         _save(buffers, directory / "recipe.safetensors")

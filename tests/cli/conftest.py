@@ -30,6 +30,8 @@ class TextOptions:
 def stand_in(**more: Any) -> SimpleNamespace:
     """A plugin module that offers what the defaults need, and ``more`` hooks."""
     given: dict[str, list[tuple[str, type | None]]] = {
+        "models": [("transformers", None)],
+        "pipelines": [("packed", None)],
         "recipes": [("bf16", None)],
         "adapters": [("lora", LoraOptions)],
         "optimizers": [("adamw_8bit", None)],

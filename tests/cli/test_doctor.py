@@ -20,7 +20,7 @@ def test_names_versions_plugins_devices_and_disk(surogate: Callable[..., Result]
     labels = {line.split()[0] for line in done.stdout.splitlines() if line}
     assert {"surogate", "python", "system", "torch", "transformers", "plugin", "GPU", "cache", "disk"} <= labels
     assert "GPU           NVIDIA H200, 143771 MiB, 9.0, 580.1" in done.stdout
-    assert "surogate-stand-in 3.1: recipes bf16, adapters lora" in done.stdout
+    assert "surogate-stand-in 3.1: models transformers, pipelines packed, recipes bf16, adapters lora" in done.stdout
     assert done.stdout.rstrip().endswith("nothing is wrong")
 
 

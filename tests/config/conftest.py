@@ -61,6 +61,8 @@ class LogOptions:
 
 def offers(kind: str) -> list[Offer]:
     found: dict[str, list[tuple[str, type | None]]] = {
+        "models": [("transformers", None)],
+        "pipelines": [("packed", None)],
         "recipes": [("bf16", None), ("fp8_test", Fp8Options)],
         "adapters": [("lora", LoraOptions)],
         "optimizers": [("adamw_8bit", None), ("adamw", None)],
@@ -76,7 +78,7 @@ def stand_in(**more: Any) -> SimpleNamespace:
     def register(kind: str) -> Any:
         return hookimpl(lambda: offers(kind))
 
-    kinds = ("recipes", "adapters", "optimizers", "datasets", "loggers")
+    kinds = ("models", "pipelines", "recipes", "adapters", "optimizers", "datasets", "loggers")
     return SimpleNamespace(
         **{f"register_{kind}": register(kind) for kind in kinds}, **{name: hookimpl(f) for name, f in more.items()}
     )

@@ -249,6 +249,8 @@ def test_names_that_are_not_built_are_refused_under_every_chooser() -> None:
 def test_the_core_alone_names_every_missing_plugin_of_the_defaults() -> None:
     found = refused(load_host(discover=False), {"model": "owner/model", "datasets": [{"path": "a/b", "type": "conversation"}]})
     assert {p.how for p in found} == {
+        "pip install surogate-model-transformers",
+        "pip install surogate-pipeline-packed",
         "pip install surogate-recipe-bf16",
         "pip install surogate-optimizer-adamw-8bit",
         "pip install surogate-adapter-lora",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from surogate_model_transformers import testing as models_testing
 
 from surogate_core import testing
 
@@ -78,7 +79,7 @@ def install(environment: Any, tmp_path: Path) -> Iterator[Callable[..., None]]:
 @pytest.fixture
 def job(tmp_path: Path) -> Callable[..., Path]:
     """Write a job of a few steps on a tiny model into a directory of its own; ``recipe`` and ``output`` vary."""
-    testing.tiny_model(tmp_path / "model")
+    models_testing.tiny_model(tmp_path / "model")
     rows = [{"text": f"{number} times the quick brown fox jumps over the lazy dog"} for number in range(60)]
     testing.write_rows(tmp_path / "text.jsonl", rows)
 

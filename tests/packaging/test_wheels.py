@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import tomllib
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from surogate_model_transformers import testing as models_testing
 
 from surogate_core import testing
 
 ROOT = Path(__file__).resolve().parents[2]
-DISTRIBUTIONS = sorted(
-    f"surogate-{path.parts[-3].removesuffix('s')}-{path.parts[-2].replace('_', '-')}"
-    for path in ROOT.glob("plugins/*/*/pyproject.toml")
-)
+PROJECTS = {
+    project["name"]: project
+    for project in (tomllib.loads(path.read_text())["project"] for path in sorted(ROOT.glob("plugins/*/*/pyproject.toml")))
+}
+DISTRIBUTIONS = sorted(PROJECTS)
 pytestmark = pytest.mark.xdist_group("wheels")
 
 
@@ -26,7 +29,7 @@ def core_alone(make_environment: Callable[..., Any]) -> Any:
 
 def job(directory: Path, **keys: str) -> Path:
     """A job of two steps on a tiny model; ``keys`` are TOML values."""
-    testing.tiny_model(directory / "model", weights=False)
+    models_testing.tiny_model(directory / "model", weights=False)
     testing.write_rows(
         directory / "text.jsonl", [{"text": f"the quick brown fox {number} jumps over the lazy dog"} for number in range(40)]
     )
@@ -44,6 +47,11 @@ def job(directory: Path, **keys: str) -> Path:
     text = "".join(f"{key} = {value}\n" for key, value in settings.items()) + '[[datasets]]\npath = "text.jsonl"\ntype = "text"\n'
     (directory / "job.toml").write_text(text)
     return directory
+
+
+def ours_needed_by(distribution: str) -> list[str]:
+    """Plugins of this repository that a plugin depends on."""
+    return [name for name in PROJECTS if any(entry.startswith(f"{name} ") for entry in PROJECTS[distribution]["dependencies"])]
 
 
 def test_wheels_hold_the_package_and_its_licence_only(wheels: Path) -> None:
@@ -79,7 +87,8 @@ def test_the_core_alone_names_what_is_missing(core_alone: Any, tmp_path: Path) -
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 def test_each_plugin_installs_alone(core_alone: Any, distribution: str) -> None:
-    core_alone.install(distribution)
+    needed = ours_needed_by(distribution)
+    core_alone.install(distribution, *needed)
     try:
         listed = core_alone.surogate("plugins")
         assert listed.returncode == 0, listed.stderr
@@ -91,4 +100,4 @@ def test_each_plugin_installs_alone(core_alone: Any, distribution: str) -> None:
         loaded = core_alone.python("-W", "error::ImportWarning", "-c", code)
         assert loaded.returncode == 0, loaded.stderr
     finally:
-        core_alone.remove(distribution)
+        core_alone.remove(distribution, *needed)

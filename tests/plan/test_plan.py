@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from surogate_model_transformers import testing as models_testing
 
 from surogate_core import Offer, Problem, hookimpl, testing
 from surogate_core.config import load
@@ -19,7 +20,7 @@ from surogate_core.plan import Plan, make_plan
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return testing.tiny_model(tmp_path_factory.mktemp("tiny"))
+    return models_testing.tiny_model(tmp_path_factory.mktemp("tiny"))
 
 
 def plan(model: Path, tmp_path: Path, *extra: Any, **options: Any) -> Plan:
@@ -160,6 +161,6 @@ def test_render_names_what_matters(model: Path, tmp_path: Path) -> None:
 
 
 def test_planning_reads_no_weights(tmp_path: Path) -> None:
-    directory = testing.tiny_model(tmp_path / "shape", weights=False)
+    directory = models_testing.tiny_model(tmp_path / "shape", weights=False)
     made = plan(directory, tmp_path, from_scratch=True)
     assert made.figures.parameters > 0

@@ -27,9 +27,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from surogate_command_verify.verify import compare
+from surogate_model_transformers import testing as models_testing
+
 import surogate_core
 from surogate_core import testing
-from surogate_core.cli.verify import compare
 from surogate_core.train import durable, session
 
 SINGLE = ("make_directory", "write", "flush", "rename", "link", "unlink", "remove_directory")
@@ -63,7 +65,7 @@ def config(kind: str, inputs: Path, output: Path) -> dict[str, Any]:
 
 
 def prepare(inputs: Path) -> None:
-    testing.tiny_model(inputs / "model")
+    models_testing.tiny_model(inputs / "model")
     text = [{"text": f"Number {n} is followed by {n + 1}; twice {n} is {2 * n}."} for n in range(60)]
     testing.write_rows(inputs / "text.jsonl", text)
     testing.write_rows(inputs / "pairs.jsonl", [{"q": f"What is {n} + 1?", "a": f"It is {n + 1}."} for n in range(30)])

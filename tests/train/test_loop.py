@@ -6,15 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import surogate_model_transformers as models
 import torch
 import torch.nn.functional as F
 import transformers
+from surogate_model_transformers import testing as models_testing
+from surogate_pipeline_packed.batches import Batches
+from surogate_pipeline_packed.corpus import Corpus
 
-from surogate_core import model as models
 from surogate_core import testing
 from surogate_core.contracts import Context
-from surogate_core.data.batches import Batches
-from surogate_core.data.corpus import Corpus
 from surogate_core.train.loop import accumulate, clip
 from surogate_core.train.single import Single
 
@@ -23,7 +24,7 @@ SEQUENCE, ROWS = 24, 8
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return testing.tiny_model(tmp_path_factory.mktemp("model"))
+    return models_testing.tiny_model(tmp_path_factory.mktemp("model"))
 
 
 def ragged() -> Corpus:
@@ -50,7 +51,7 @@ def gradients(directory: Path, batch: int, accumulation: int) -> tuple[float, di
     core = testing.context(model=str(directory), sequence_len=SEQUENCE, model_dtype="fp32").config
     model = models.load_model(models.read_config(core), core, device=torch.device("cpu")).double()
     batches = Batches(ragged(), sequence_len=SEQUENCE, batch_size=batch, accumulation=accumulation, seed=7, packing=False, pad_id=0)
-    loss = accumulate(model, batches.step(0), Single("cpu"))
+    loss = accumulate(model, batches.step(0), Single("cpu"), models.batch_loss)
     return float(loss), {name: parameter.grad for name, parameter in model.named_parameters()}
 
 

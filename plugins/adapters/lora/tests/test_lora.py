@@ -8,6 +8,7 @@ from typing import Any
 
 import peft
 import pytest
+import surogate_model_transformers as models
 import torch
 from safetensors.torch import load_file
 from surogate_adapter_lora.lora import Lora, LoraLinear, build
@@ -16,7 +17,6 @@ from surogate_adapter_lora.plugin import Options
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from surogate_core import model as models
 from surogate_core.config import CoreOptions
 from surogate_core.contracts import Context, Site
 from surogate_core.errors import ModelError, Refused

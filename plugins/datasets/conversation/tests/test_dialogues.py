@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,11 +12,11 @@ from typing import Any
 import pytest
 from surogate_dataset_conversation.dialogues import build
 from surogate_dataset_conversation.plugin import Options, register_datasets
+from surogate_pipeline_packed.prepare import prepare
 from transformers import AutoTokenizer
 
 from surogate_core.config.options import CoreOptions, DatasetOptions
 from surogate_core.contracts import FormatContext, Sample
-from surogate_core.data import prepare
 from surogate_core.errors import BadRow
 
 
@@ -26,7 +27,7 @@ def rendered(row: dict[str, Any], **options: Any) -> tuple[list[dict], list | No
         seen.append((messages, tools, kind))
         return Sample(input_ids=[], weights=[])
 
-    form = build(Options(**options), FormatContext(config=CoreOptions(model="m"), tokenizer=None, render=render))
+    form = build(Options(**options), FormatContext(config=CoreOptions(model="m"), tokenizer=None, render=render, weigh=render))
     form.encode(row)
     return seen[0]
 
@@ -143,7 +144,7 @@ def test_real_dialogues_with_any_number_of_workers() -> None:
         core = CoreOptions(
             model="m", datasets=tables, sequence_len=2048, truncation_strategy="split", dataloader_num_workers=workers
         )
-        made.append(prepare(SimpleNamespace(core=core), host, tokenizer, lambda line: None))
+        made.append(prepare(core, partial(host.offer, "datasets"), tokenizer, lambda line: None))
     assert made[0].fingerprint == made[1].fingerprint
     assert made[0].ledger == made[1].ledger
     assert made[0].ledger.balanced()

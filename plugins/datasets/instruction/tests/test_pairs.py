@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from surogate_dataset_instruction.pairs import build
 from surogate_dataset_instruction.plugin import Options, register_datasets
+from surogate_pipeline_packed.chat import weigh
 from transformers import AutoTokenizer
 
 from surogate_core.config.options import CoreOptions
@@ -29,7 +31,8 @@ def form(tokenizer: Any = None, system: str | None = None, loss_scale: Any = "de
         return Sample(input_ids=[], weights=[], kind=kind)
 
     core = CoreOptions(model="m", system=system, loss_scale=loss_scale)
-    return build(Options(**FIELDS, **options), FormatContext(config=core, tokenizer=tokenizer, render=render)), seen
+    context = FormatContext(config=core, tokenizer=tokenizer, render=render, weigh=partial(weigh, tokenizer))
+    return build(Options(**FIELDS, **options), context), seen
 
 
 def messages(row: dict, **options: Any) -> list[tuple[str, str]]:

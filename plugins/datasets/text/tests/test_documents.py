@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,11 +13,11 @@ import numpy as np
 import pytest
 from surogate_dataset_text.documents import Documents, build
 from surogate_dataset_text.plugin import Options, register_datasets
+from surogate_pipeline_packed.prepare import Prepared, prepare
 from transformers import AutoTokenizer
 
 from surogate_core.config.options import CoreOptions, DatasetOptions
 from surogate_core.contracts import FormatContext
-from surogate_core.data import Prepared, prepare
 from surogate_core.errors import BadRow, DataError
 
 HOST = SimpleNamespace(offer=lambda kind, name: {("datasets", "text"): register_datasets()[0]}[kind, name])
@@ -39,7 +40,7 @@ def run(tokenizer: Any, path: Path, samples: int | None = None, **options: Any) 
     dataset = DatasetOptions(path=str(path), type="text", samples=samples, format_options=Options())
     settings = {"sequence_len": 64, "validation_split_ratio": 0.0} | options
     core = CoreOptions(model="m", datasets=[dataset], **settings)
-    return prepare(SimpleNamespace(core=core), HOST, tokenizer, lambda line: None)
+    return prepare(core, partial(HOST.offer, "datasets"), tokenizer, lambda line: None)
 
 
 def documents(prepared: Prepared) -> list[list[int]]:
@@ -76,8 +77,12 @@ def test_eos_is_not_doubled(data: Path) -> None:
     assert sample.input_ids[0] == tokenizer.bos_token_id
 
 
+def unused(*_: Any, **__: Any) -> Any:
+    raise AssertionError("text is neither rendered nor weighed")
+
+
 def context(tokenizer: Any) -> FormatContext:
-    return FormatContext(config=CoreOptions(model="m"), tokenizer=tokenizer, render=lambda messages: None)  # type: ignore[arg-type]
+    return FormatContext(config=CoreOptions(model="m"), tokenizer=tokenizer, render=unused, weigh=unused)
 
 
 def test_rows_that_are_no_documents(data: Path) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+import surogate_model_transformers as models
 import torch
 
 from surogate_adapter_lora.peft_format import CONFIG, read_config
 from surogate_adapter_lora.serve import SHORTEST, adapter_modules, checkpoint_at
-from surogate_core import model as models
 from surogate_core.config import CoreOptions
 from surogate_core.errors import Refused
 from surogate_core.train import durable

@@ -6,15 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import surogate_model_transformers as models
 import torch
 from attrs import evolve, frozen
 
 from surogate_adapter_lora.lora import Lora, LoraLinear
 from surogate_adapter_lora.peft_format import CONFIG, options_of, read_config, read_weights
-from surogate_core import model as models
 from surogate_core.config import Config, CoreOptions, load
 from surogate_core.contracts import Site
-from surogate_core.data import Batches, prepare
 from surogate_core.errors import DataError, ModelError, ResumeError
 from surogate_core.host import load_host
 from surogate_core.plan import make_plan
@@ -41,25 +40,16 @@ def evaluate_config(path: Path, checkpoint: Path | None, report: Callable[[str],
             where=str(found),
             how="use the configuration of that run",
         )
-    tokenizer = models.load_tokenizer(core)
-    data = prepare(config, host, tokenizer, report)
-    if data.validation is None:
+    data = plan.pipeline.prepare(plan.model_source.tokenizer(), report)
+    batches = data.validation(core.per_device_train_batch_size)
+    if batches is None:
         raise DataError(
             "there are no validation data", where=str(path), how="add [[validation_datasets]] or set validation_split_ratio above 0"
         )
     trainee = build(plan, weights=found if plan.adapter is None else None, notice=report)
     if found is not None and plan.adapter is not None:
         plan.adapter.load(trainee.adapters, found)
-    batches = Batches(
-        data.validation,
-        sequence_len=core.sequence_len,
-        batch_size=core.per_device_train_batch_size,
-        accumulation=1,
-        seed=core.eval_seed,
-        packing=core.sample_packing,
-        pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0),
-    )
-    return evaluate(trainee.model, batches, plan.parallelism), str(found or core.model)
+    return evaluate(trainee.model, batches, plan.parallelism, plan.model_source.loss), str(found or core.model)
 
 
 def newest_checkpoint(config: Config) -> Path | None:

@@ -14,7 +14,6 @@ from typing import Any, Literal
 from attrs import frozen
 
 from surogate_core.contracts import FormatContext, Sample
-from surogate_core.data.chat import weigh
 from surogate_core.errors import BadRow, DataError
 from surogate_dataset_instruction.plugin import Options
 
@@ -66,7 +65,7 @@ class Pairs:
         text = start + values["output"] + _fill(rest, values) + tokenizer.eos_token
         background = 1.0 if self.context.config.loss_scale == "all" else 0.0
         spans = [(0, len(start), background), (len(start), len(text), 1.0)]
-        encoded = weigh(tokenizer, text, spans, KIND, "{output}", special=True)
+        encoded = self.context.weigh(text, spans, KIND, "{output}", special=True)
         ids, weights = list(encoded.input_ids), list(encoded.weights)
         if ids[-2:] == [tokenizer.eos_token_id] * 2:  # the tokenizer adds EOS itself
             ids, weights = ids[:-1], weights[:-1]

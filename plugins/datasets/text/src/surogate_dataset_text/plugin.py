@@ -1,4 +1,4 @@
-"""Offers: the data set format `text`, and the command `tokenizer`."""
+"""What this plugin offers: the data set format `text`."""
 
 from __future__ import annotations
 
@@ -25,8 +25,3 @@ def register_datasets() -> list[Offer]:
             summary="Documents: every token is trained, long ones are split.",
         )
     ]
-
-
-@hookimpl
-def register_commands() -> list[Offer]:
-    return [Offer("tokenizer", None, build="surogate_dataset_text.command:tokenizer", summary="Train a tokenizer of one's own.")]

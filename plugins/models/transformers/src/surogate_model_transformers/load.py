@@ -1,0 +1,265 @@
+"""A transformers model with our attention and our linear layers in it.
+
+transformers' own loader reads the weights: it knows renamed and stacked experts, tied heads and buffers. Our modules get in before
+the weights through the hook that it has for quantisers; nothing of that stays on the model or in its config.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from surogate_core.config.options import CoreOptions
+from surogate_core.errors import ModelError
+from surogate_model_transformers.attention import IMPLEMENTATION
+from surogate_model_transformers.config import PICKLE_FILES, SAFE_FILES, fetch, first_line, weight_files
+from surogate_model_transformers.quiet import quiet
+from surogate_model_transformers.slots import slot_layers
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json", *PICKLE_FILES, "pytorch_model-*.bin")
+_HOOK = "surogate"
+
+
+def skeleton(hf_config: Any, core: CoreOptions) -> Any:
+    """The model on the meta device, in ``core.model_dtype``: shapes and names without memory."""
+    try:
+        with quiet(), torch.device("meta"):
+            return _model_class(hf_config, core)._from_config(
+                copy.deepcopy(hf_config), dtype=DTYPES[core.model_dtype], attn_implementation=IMPLEMENTATION
+            )
+    except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+        raise ModelError(
+            f"a {hf_config.model_type} model cannot be built from its config: {type(error).__name__}: {first_line(error)}",
+            where=f"{core.model}, config.json" + (", rope_scaling" if core.rope_scaling else ""),
+        ) from error
+
+
+def load_model(
+    hf_config: Any,
+    core: CoreOptions,
+    *,
+    device: str | torch.device,
+    source: str | Path | None = None,
+    prepare: Callable[[Any], object] | None = None,
+    notice: Callable[[str], None] = lambda text: None,
+) -> Any:
+    """The model on ``device`` in ``core.model_dtype``, in training mode, ready for ``run_hidden`` and ``batch_loss``.
+
+    Weights are those in ``source`` (a directory; default ``core.model``), or random when ``core.from_scratch`` is set and no
+    source is given: then they are transformers' own initial values in float32 after ``torch.manual_seed(core.train_seed)``.
+    ``prepare(model)`` fills slots: before the weights arrive, on the meta device. An adapter that is on the meta device is given
+    memory but no values. ``notice`` gets a line where the files are not quite what was asked for.
+
+    Raises ModelError where weights are missing, unexpected or of another shape, or files cannot be read.
+    """
+    if core.from_scratch and source is None:
+        model = _random(hf_config, core, prepare)
+    else:
+        model = _read(hf_config, core, source, prepare, notice)
+    for name, layer in slot_layers(model):
+        if layer.adapter is not None and any(p.is_meta for p in layer.adapter.parameters()):
+            layer.adapter.to_empty(device=device)
+        if any(tensor.is_meta for tensor in layer.state_dict().values()):
+            raise ModelError("a recipe's compute module is on the meta device and has no values", where=name)
+    model.to(device)
+    _fix_rotary(model, core.sequence_len)
+    return model.train()
+
+
+def recompute_layers(model: Any) -> None:
+    """From now on keep only the inputs of each decoder layer and compute its activations again in the backward pass. Raises
+    ModelError for families that cannot."""
+    turn_on = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    try:
+        turn_on({"use_reentrant": False})
+    except ValueError as error:
+        raise ModelError(f"recompute: {first_line(error)}", where="recompute", how="set recompute = false") from error
+
+
+def _model_class(hf_config: Any, core: CoreOptions) -> Any:
+    """The family's class, from its own module: importing the Auto classes costs seconds."""
+    if core.trust_remote_code and getattr(hf_config, "auto_map", None):
+        from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+        return get_class_from_dynamic_module(hf_config.auto_map["AutoModelForCausalLM"], fetch(core))
+    from transformers.models.auto.configuration_auto import model_type_to_module_name
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    family = hf_config.model_type
+    if family not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ModelError(
+            f"{family!r} models do not predict the next token", where=f"{core.model}, config.json", how="use another model"
+        )
+    module = importlib.import_module(f"transformers.models.{model_type_to_module_name(family)}")
+    return getattr(module, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family])
+
+
+def _random(hf_config: Any, core: CoreOptions, prepare: Callable[[Any], object] | None) -> Any:
+    with quiet(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(core.train_seed)
+        model = _model_class(hf_config, core)._from_config(
+            copy.deepcopy(hf_config), dtype=torch.float32, attn_implementation=IMPLEMENTATION
+        )
+    if prepare is not None:
+        prepare(model)
+    _cast(model, DTYPES[core.model_dtype])
+    return model
+
+
+def _read(
+    hf_config: Any,
+    core: CoreOptions,
+    source: str | Path | None,
+    prepare: Callable[[Any], object] | None,
+    notice: Callable[[str], None],
+) -> Any:
+    directory = fetch(core, source, WEIGHT_PATTERNS)
+    files = weight_files(directory)
+    if files[0] in PICKLE_FILES:
+        notice(f"{directory / files[0]} is a pickle file: only its tensors are read")
+    stored = _stored_dtype(directory, files, hf_config)
+    dtype = DTYPES[core.model_dtype]
+    first = getattr(torch, core.torch_dtype) if core.torch_dtype else dtype
+    if stored == "float16" and source is None:
+        notice(f"the checkpoint is float16: its weights are converted to {str(dtype).removeprefix('torch.')}")
+    slots: list[tuple[Any, str, nn.Module]] = []
+
+    def enter(model: Any) -> None:
+        if prepare is None:
+            return
+        with torch.device("cpu"):  # what a recipe makes here is real; only the model is on the meta device
+            prepare(model)
+        for _, layer in slot_layers(model):
+            for slot in ("compute", "adapter"):
+                part = getattr(layer, slot)
+                if isinstance(part, nn.Module):
+                    slots.append((layer, slot, part))
+                    setattr(layer, slot, None)
+
+    try:
+        with quiet():
+            model, report = _model_class(hf_config, core).from_pretrained(
+                directory,
+                config=copy.deepcopy(hf_config),
+                dtype=first,
+                attn_implementation=IMPLEMENTATION,
+                quantization_config=_Hook(enter),
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                weights_only=True,
+                local_files_only=True,
+            )
+    except Exception as error:  # torch, safetensors and transformers each have their own
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(
+            f"the weights cannot be read: {type(error).__name__}: {first_line(error)}",
+            where=str(directory),
+            how="check that the files are complete; download or copy them again",
+        ) from error
+    _check(report, directory)
+    _leave_no_trace(model)
+    for layer, slot, part in slots:
+        setattr(layer, slot, part)
+    if first != dtype:
+        _cast(model, dtype)
+    return model
+
+
+def _stored_dtype(directory: Path, files: tuple[str, ...], hf_config: Any) -> str:
+    """Of the first floating-point tensor in the file; the config's word for pickled files."""
+    if files[0] in PICKLE_FILES:
+        return str(getattr(hf_config, "dtype", None)).removeprefix("torch.")
+    name = files[0]
+    if name == SAFE_FILES[1]:
+        name = next(iter(json.loads((directory / name).read_text("utf-8"))["weight_map"].values()))
+    with (directory / name).open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    kinds = {entry["dtype"] for key, entry in header.items() if key != "__metadata__"}
+    return "float16" if "F16" in kinds else "other"
+
+
+def _cast(model: Any, dtype: torch.dtype) -> None:
+    """Parameters and saved buffers to ``dtype``. Unsaved buffers, such as rotary frequencies, keep their precision."""
+    strict = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
+    saved = model.state_dict(keep_vars=True)
+    for name, tensor in saved.items():
+        if tensor.is_floating_point() and not any(part in strict for part in name.split(".")):
+            tensor.data = tensor.data.to(dtype)
+    model.config.dtype = dtype
+
+
+def _check(report: dict[str, Any], directory: Path) -> None:
+    found = []
+    for key, what in (
+        ("missing_keys", "missing"),
+        ("unexpected_keys", "not part of this model"),
+        ("mismatched_keys", "of another shape"),
+    ):
+        names = sorted(item if isinstance(item, str) else item[0] for item in report.get(key) or ())
+        if names:
+            found.append(f"{what}: {', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}")
+    if found:
+        raise ModelError(
+            f"the weights do not fit the model's config.json: {'; '.join(found)}",
+            where=str(directory),
+            how="give weights and config.json of one model",
+        )
+
+
+def _leave_no_trace(model: Any) -> None:
+    model.hf_quantizer.remove_quantization_config(model)
+    for module in model.modules():
+        if hasattr(module, "config"):
+            vars(module.config).pop("_is_quantized", None)
+    vars(model).pop("is_quantized", None)
+
+
+def _fix_rotary(model: Any, length: int) -> None:
+    """Rotary frequencies that transformers recomputes from the longest position it has met (dynamic, longrope) are set to those
+    of a full row and stay so: else they depend on earlier batches, and are read back from the device in every forward."""
+    for module in model.modules():
+        kinds: Any = getattr(module, "rope_type", None)
+        per_layer = dict(kinds) if isinstance(kinds, dict) else {None: kinds}
+        for layer_type, kind in per_layer.items():
+            if isinstance(kind, str) and ("dynamic" in kind or kind == "longrope"):
+                device = next(model.parameters()).device
+                last = torch.full((1, 1), length - 1, device=device)
+                named = {} if layer_type is None else {"layer_type": layer_type}
+                module(torch.zeros(1, device=device), last, **named)
+                kinds = "fixed" if layer_type is None else {**kinds, layer_type: "fixed"}
+                module.rope_type = kinds
+
+
+@register_quantization_config(_HOOK)
+class _Hook(QuantizationConfigMixin):
+    """Carries ``enter`` into the loader. It quantises nothing."""
+
+    def __init__(self, enter: Callable[[Any], None]):
+        self.quant_method = _HOOK
+        self.enter = enter
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"quant_method": _HOOK}
+
+
+@register_quantizer(_HOOK)
+class _Quantizer(HfQuantizer):
+    is_trainable = True
+
+    def is_serializable(self) -> bool:
+        return True
+
+    def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
+        self.quantization_config.enter(model)

@@ -1,0 +1,166 @@
+"""Last hidden states → weighted cross-entropy, without ever holding the logits of all tokens.
+
+The head's output is the largest tensor of a step: T·V values. :class:`_HeadLoss` goes through the tokens in chunks of rows, and
+for each chunk computes logits, loss and the gradient with respect to the logits at once, from which the gradients of the hidden
+states and of the head follow; its backward only scales them. (Liger Kernel, arXiv 2410.10989, section 3.2, has the idea.)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from surogate_model_transformers.attention import documents_of, hidden_states
+
+CHUNK_BYTES = 1 << 23
+"""Bytes of the float32 logits of one chunk: of the order of a CPU's last-level cache; a GPU takes `CHUNK_BYTES_GPU`."""
+CHUNK_BYTES_GPU = 1 << 30
+
+
+def run_hidden(model: Any, batch: Any) -> Tensor:
+    """(B, S, H) last hidden states of a :class:`~surogate_pipeline_packed.Batch`, documents isolated."""
+    return hidden_states(model, batch.input_ids, batch.position_ids, batch.document_ids)
+
+
+def logits(model: Any, batch: Any) -> Tensor:
+    """(B, S, V), through the model's own forward. For tests and evaluation by hand: it holds all of them."""
+    documents = documents_of(model, batch.document_ids)
+    return model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, documents=documents).logits
+
+
+def batch_loss(model: Any, batch: Any) -> Tensor:
+    """Sum over the batch of weight × cross-entropy, nats: a differentiable scalar in float32, or float64 for float64 modules."""
+    if not getattr(model, "_surogate_head", True):
+        everything = logits(model, batch)
+        exact = _exact(everything)
+        each = F.cross_entropy(everything.flatten(0, 1).to(exact), batch.labels.flatten(), reduction="none", ignore_index=-100)
+        return (each * batch.weights.flatten()).sum()
+    x = run_hidden(model, batch).flatten(0, 1)
+    labels, weights = batch.labels.flatten(), batch.weights.flatten()
+    if x.device.type == "cpu":
+        kept = torch.nonzero(weights).flatten()
+        if len(kept) < len(weights):
+            x, labels, weights = x.index_select(0, kept), labels[kept], weights[kept]
+    head = model.get_output_embeddings()
+    scale, softcap = head_scaling(model)
+    return head_loss(x, head.weight, getattr(head, "bias", None), labels, weights, scale=scale, softcap=softcap)
+
+
+def head_loss(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    weights: Tensor,
+    *,
+    scale: float = 1.0,
+    softcap: float | None = None,
+) -> Tensor:
+    """Sum of ``weights`` × cross-entropy of ``softcap·tanh((x·weightᵀ + bias)·scale / softcap)`` against ``labels``.
+
+    x (T, H), weight (V, H), bias (V,) or None, labels (T,) int64 (ignored where the weight is 0), weights (T,). The result is
+    float32, float64 for float64 x; so is the accumulator of the head's gradient.
+    """
+    return _HeadLoss.apply(x, weight, bias, labels, weights, scale, softcap)
+
+
+def head_scaling(model: Any) -> tuple[float, float | None]:
+    """Factor and softcap that the model's config puts on its logits."""
+    config = model.config.get_text_config()
+    scale = getattr(config, "logit_scale", None) or 1.0
+    return scale / (getattr(config, "logits_scaling", None) or 1.0), getattr(config, "final_logit_softcapping", None)
+
+
+@torch.no_grad()
+def check_head(model: Any) -> str | None:
+    """Compare hidden states × head with the model's own logits on a few tokens. Where they differ :func:`batch_loss` uses the
+    model's own logits from then on, and a notice is returned. To be called once, after loading."""
+    config = model.config.get_text_config()
+    head = model.get_output_embeddings()
+    agree = isinstance(head, nn.Linear)
+    if agree:
+        training = model.training
+        model.eval()
+        device = head.weight.device
+        ids = torch.arange(8, device=device)[None] % config.vocab_size
+        places, documents = torch.arange(8, device=device)[None], documents_of(model, torch.zeros_like(ids))
+        own = model(input_ids=ids, position_ids=places, use_cache=False, documents=documents).logits
+        scale, softcap = head_scaling(model)
+        ours = _logits(hidden_states(model, ids, places, documents.ids)[0], head.weight, head.bias, scale, softcap)
+        model.train(training)
+        agree = own.shape[1:] == ours.shape and bool((own[0] - ours).abs().max() <= 0.02 * own.abs().max())
+    model._surogate_head = agree
+    if agree:
+        return None
+    return f"the head of {config.model_type!r} is not a plain linear layer: the logits of a micro-batch are held at once"
+
+
+def _exact(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _logits(x: Tensor, weight: Tensor, bias: Tensor | None, scale: float, softcap: float | None) -> Tensor:
+    """(c, V) in float32 or wider."""
+    z = F.linear(x, weight, bias).to(_exact(x))
+    if scale != 1.0:
+        z = z * scale
+    return z.div_(softcap).tanh_().mul_(softcap) if softcap else z
+
+
+class _HeadLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        weights: Tensor,
+        scale: float,
+        softcap: float | None,
+    ) -> Tensor:
+        need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
+        exact = _exact(x)
+        budget = CHUNK_BYTES if x.device.type == "cpu" else CHUNK_BYTES_GPU
+        rows = max(128, budget // (4 * weight.shape[0]) // 128 * 128)
+        total = torch.zeros((), dtype=exact, device=x.device)
+        grad_x = torch.empty_like(x) if need_x else None
+        grad_weight = torch.zeros_like(weight, dtype=exact) if need_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=exact) if need_bias and bias is not None else None
+        for start in range(0, len(x), rows):
+            at = slice(start, start + rows)
+            z = _logits(x[at], weight, bias, scale, softcap)
+            label, part = labels[at].clamp_min(0)[:, None], weights[at].to(exact)[:, None]
+            largest = torch.logsumexp(z, dim=1, keepdim=True)
+            total += ((largest - z.gather(1, label)) * part).sum()
+            if not (need_x or need_weight or need_bias):
+                continue
+            slope = (1 - (z / softcap).square_()) if softcap else None
+            d = z.sub_(largest).exp_()
+            d.scatter_add_(1, label, torch.full_like(part, -1.0)).mul_(part * scale)
+            d = (d if slope is None else d.mul_(slope)).to(x.dtype)
+            if grad_x is not None:
+                torch.mm(d, weight, out=grad_x[at])
+            if grad_weight is not None:
+                grad_weight += d.t() @ x[at]
+            if grad_bias is not None:
+                grad_bias += d.sum(0, dtype=exact)
+        ctx.save_for_backward(grad_x, grad_weight, grad_bias)
+        ctx.dtypes = weight.dtype, None if bias is None else bias.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        grad_x, grad_weight, grad_bias = ctx.saved_tensors
+        return (
+            None if grad_x is None else grad_x * grad.to(grad_x.dtype),
+            None if grad_weight is None else (grad_weight * grad).to(ctx.dtypes[0]),
+            None if grad_bias is None else (grad_bias * grad).to(ctx.dtypes[1]),
+            None,
+            None,
+            None,
+            None,
+        )

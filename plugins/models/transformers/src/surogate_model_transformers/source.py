@@ -1,0 +1,68 @@
+"""The model source `transformers`: what the core asks of this plugin, in the order in which it asks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from surogate_core.config import CoreOptions
+from surogate_core.contracts import Batch, Context, Outline
+from surogate_model_transformers import config, export, load, loss, sites, slots
+
+
+class Transformers:
+    """A :class:`~surogate_core.contracts.ModelSource`."""
+
+    def __init__(self, core: CoreOptions):
+        self.core = core
+
+    @cached_property
+    def hf_config(self) -> Any:
+        """The transformers config of ``model``, with what the options change in it."""
+        return config.read_config(self.core)
+
+    def outline(self) -> Outline:
+        skeleton = load.skeleton(self.hf_config, self.core)
+        shapes = tuple(tuple(parameter.shape) for parameter in skeleton.parameters())
+        return Outline(model_type=self.hf_config.model_type, sites=sites.list_sites(skeleton), shapes=shapes)
+
+    def tokenizer(self) -> Any:
+        return config.load_tokenizer(self.core)
+
+    def load(
+        self,
+        computes: Mapping[str, Callable[..., Tensor]],
+        adapters: Mapping[str, nn.Module],
+        *,
+        device: torch.device,
+        weights: Path | None = None,
+        notice: Callable[[str], None] = lambda text: None,
+    ) -> nn.Module:
+        def fill(model: Any) -> object:
+            return slots.fill_slots(model, computes, adapters)
+
+        return load.load_model(self.hf_config, self.core, device=device, source=weights, prepare=fill, notice=notice)
+
+    def ready(self, model: nn.Module) -> str | None:
+        return loss.check_head(model)
+
+    def blocks(self, model: nn.Module) -> Sequence[nn.Module]:
+        return list(sites.blocks(model)[1])
+
+    def recompute(self, model: nn.Module) -> None:
+        load.recompute_layers(model)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        return loss.batch_loss(model, batch)
+
+    def save(self, model: nn.Module, tokenizer: Any, directory: Path) -> None:
+        export.save_model(model, tokenizer, directory)
+
+
+def build(options: None, context: Context) -> Transformers:
+    return Transformers(context.config)

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from surogate_model_transformers.attention import mask
+from surogate_model_transformers.packed import packed_attention
+
+
+@pytest.mark.parametrize("window", [0, 4])
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (6, 1)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+def test_equals_masked_softmax_with_its_gradients(
+    window: int, heads: tuple[int, int], dtype: torch.dtype, tolerance: float
+) -> None:
+    torch.manual_seed(0)
+    ids = torch.tensor([[0] * 7 + [1] * 1 + [2] * 13 + [3] * 3, [0] * 24])
+    inputs = [torch.randn(2, count, 24, 8, dtype=dtype, requires_grad=True) for count in (heads[0], heads[1], heads[1])]
+    weight = torch.randn(2, 24, heads[0], 8, dtype=dtype)
+    got = packed_attention(inputs[0], inputs[1], inputs[2], ids, 0.3, window)
+
+    exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
+    q, k, v = (tensor.repeat_interleave(heads[0] // tensor.shape[1], 1) for tensor in exact)
+    scores = (q @ k.transpose(2, 3) * 0.3).masked_fill(~mask(ids, window), float("-inf"))
+    expected = (scores.softmax(-1) @ v).transpose(1, 2)
+
+    torch.testing.assert_close(got.double(), expected, atol=tolerance, rtol=tolerance)
+    for ours, theirs in zip(
+        torch.autograd.grad(got, inputs, weight), torch.autograd.grad(expected, exact, weight.double()), strict=True
+    ):
+        torch.testing.assert_close(ours.double(), theirs, atol=tolerance * 4, rtol=tolerance * 4)
+
+
+def test_mask_by_hand() -> None:
+    ids = torch.tensor([[0, 0, 0, 1, 1]])
+    rows = ["x....", "xx...", ".xx..", "...x.", "...xx"]
+    assert mask(ids, 2)[0, 0].tolist() == [[cell == "x" for cell in row] for row in rows]
+    assert mask(ids, 0)[0, 0, 2].tolist() == [True, True, True, False, False]
+
+
+def test_operator_is_sound_for_compilers() -> None:
+    q = torch.randn(2, 4, 12, 8, requires_grad=True)
+    k, v = (torch.randn(2, 2, 12, 8, requires_grad=True) for _ in range(2))
+    ids = torch.arange(24).reshape(2, 12) // 5
+    torch.library.opcheck(torch.ops.surogate.packed_attention.default, (q, k, v, ids, 0.3, 3))
+
+
+def test_fused_attention_agrees() -> None:
+    q, k, v = (torch.randn(1, 4, 40, 8) for _ in range(3))
+    expected = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+    torch.testing.assert_close(packed_attention(q, k, v, torch.zeros(1, 40, dtype=torch.int32), 8**-0.5), expected)
+
+
+def test_short_bfloat16_documents_go_back_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nearer to the float64 gradients than the kernel's own bfloat16 backward, which longer documents take."""
+    torch.manual_seed(0)
+    ids = torch.arange(128)[None] // 48
+    exact = [torch.randn(1, 4, 128, 16, dtype=torch.bfloat16).double().requires_grad_() for _ in range(3)]
+    wanted = torch.autograd.grad(packed_attention(*exact, ids, 0.3).sum(), exact)
+
+    def error(below: int) -> float:
+        monkeypatch.setattr("surogate_model_transformers.packed.EXACT_BELOW", below)
+        rounded = [tensor.detach().bfloat16().requires_grad_() for tensor in exact]
+        got = torch.autograd.grad(packed_attention(*rounded, ids, 0.3).sum(), rounded)
+        return max(float((one.double() - other).norm() / other.norm()) for one, other in zip(got, wanted, strict=True))
+
+    assert error(512) < error(0) < 0.05

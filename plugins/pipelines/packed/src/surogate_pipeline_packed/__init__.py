@@ -1,0 +1,3 @@
+"""The data phase: rows → samples → packed batches."""
+
+__version__ = "0.1.0.dev0+src"

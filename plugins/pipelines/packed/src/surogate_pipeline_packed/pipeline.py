@@ -1,0 +1,67 @@
+"""The pipeline `packed`: the data phase as the core knows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from attrs import frozen
+
+from surogate_core.config import CoreOptions
+from surogate_core.contracts import PipelineContext
+from surogate_core.offers import Offer
+from surogate_pipeline_packed.batches import Batches
+from surogate_pipeline_packed.corpus import Corpus
+from surogate_pipeline_packed.prepare import Prepared, prepare
+
+
+@frozen
+class PackedData:
+    """A :class:`~surogate_core.contracts.Data`: packed batches of what was prepared."""
+
+    prepared: Prepared
+    core: CoreOptions
+    pad_id: int
+
+    @property
+    def ledger(self) -> Mapping[str, Any]:
+        return self.prepared.ledger.record()
+
+    @property
+    def fingerprint(self) -> str:
+        return self.prepared.fingerprint
+
+    def training(self, batch_size: int, accumulation: int) -> Batches:
+        return self._batches(self.prepared.train, self.core.train_seed, batch_size, accumulation)
+
+    def validation(self, batch_size: int) -> Batches | None:
+        held = self.prepared.validation
+        return None if held is None else self._batches(held, self.core.eval_seed, batch_size, 1)
+
+    def _batches(self, corpus: Corpus, seed: int, batch_size: int, accumulation: int) -> Batches:
+        return Batches(
+            corpus,
+            sequence_len=self.core.sequence_len,
+            batch_size=batch_size,
+            accumulation=accumulation,
+            seed=seed,
+            packing=self.core.sample_packing,
+            pad_id=self.pad_id,
+        )
+
+
+@frozen
+class Packed:
+    """A :class:`~surogate_core.contracts.Pipeline`."""
+
+    core: CoreOptions
+    format: Callable[[str], Offer]
+
+    def prepare(self, tokenizer: Any, report: Callable[[str], None]) -> PackedData:
+        prepared = prepare(self.core, self.format, tokenizer, report)
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
+        return PackedData(prepared, self.core, pad)
+
+
+def build(options: None, context: PipelineContext) -> Packed:
+    return Packed(context.config, context.format)
