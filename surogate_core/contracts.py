@@ -42,12 +42,16 @@ class FormatContext(Context):
     """For dataset formats; made by the pipeline.
 
     tokenizer  a transformers tokenizer
+    system     the system prompt for conversations that have none
+    background  weight of text that is not the answer: 0, or 1 where everything is trained
     render     ``render(messages, tools=None, kind="conversation") -> Sample``, through the tokenizer's chat template
     weigh      ``weigh(text, spans, kind, marker, special=False) -> Sample``: tokens of a text, each with the weight of the last
                span (start, stop, weight), in characters, in which it starts; ``special`` adds the tokenizer's own tokens
     """
 
     tokenizer: Any
+    system: str | None
+    background: float
     render: Callable[..., Sample]
     weigh: Callable[..., Sample]
 

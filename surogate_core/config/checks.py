@@ -13,7 +13,6 @@ from surogate_core.config.options import CoreOptions
 Finding = tuple[tuple[str, ...], str, str]
 """The keys that were read (the first is where it is shown), what, how."""
 
-ROPE_NAMES = ("linear", "dynamic", "yarn")
 DATA_SUFFIXES = (".jsonl", ".json", ".txt", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".zst", ".md")
 
 
@@ -36,10 +35,6 @@ def findings(core: CoreOptions, *, need_data: bool) -> Iterator[Finding]:
     if core.from_scratch and core.lora:
         how = "set lora = false to train all weights from scratch, or from_scratch = false to adapt the model's own"
         yield ("from_scratch", "lora"), "from_scratch = true with lora = true would adapt random weights", how
-    if core.max_length is not None and core.max_length > core.sequence_len:
-        what = f"max_length = {core.max_length} is longer than sequence_len = {core.sequence_len}: such a sample fits no row"
-        yield ("max_length", "sequence_len"), what, "lower max_length or raise sequence_len"
-    yield from _rope(core)
     for root, sets in (("datasets", core.datasets), ("validation_datasets", core.validation_datasets)):
         for index, data in enumerate(sets or ()):
             path = f"{root}.{index}.path"
@@ -50,24 +45,6 @@ def findings(core: CoreOptions, *, need_data: bool) -> Iterator[Finding]:
                 yield (f"{root}.{index}.type", "task"), what, 'use type = "text", or task = "sft"'
     if looks_local(core.model) and not Path(core.model).expanduser().is_dir():
         yield ("model",), f"model = {json.dumps(core.model)}: there is no such directory", _near_path(core.model)
-
-
-def _rope(core: CoreOptions) -> Iterator[Finding]:
-    value = core.rope_scaling
-    if value is None:
-        return
-    if value.lstrip().startswith("{"):
-        try:
-            json.loads(value)
-        except ValueError as error:
-            what = f"rope_scaling is not a JSON object: {error}"
-            yield ("rope_scaling",), what, """write it like '{"rope_type": "yarn", "factor": 2.0}'"""
-    elif value not in ROPE_NAMES:
-        what = f'rope_scaling = "{value}": wanted one of {", ".join(ROPE_NAMES)}, or a JSON object'
-        yield ("rope_scaling",), what, did_you_mean(value, ROPE_NAMES)
-    elif core.max_model_len is None:
-        what = f'rope_scaling = "{value}" needs max_model_len, the context length to reach'
-        yield ("rope_scaling", "max_model_len"), what, "set max_model_len"
 
 
 def _near_path(path: str) -> str:

@@ -108,6 +108,21 @@ NOT_BUILT_NAMES: dict[str, tuple[str, ...]] = {
 }
 
 HOMES: dict[str, str] = {
+    "loss_scale": "surogate-pipeline-packed",
+    "truncation_strategy": "surogate-pipeline-packed",
+    "max_length": "surogate-pipeline-packed",
+    "system": "surogate-pipeline-packed",
+    "template": "surogate-pipeline-packed",
+    "max_bad_rows": "surogate-pipeline-packed",
+    "sample_packing": "surogate-pipeline-packed",
+    "dataloader_num_workers": "surogate-pipeline-packed",
+    "validation_split_ratio": "surogate-pipeline-packed",
+    "torch_dtype": "surogate-model-transformers",
+    "rope_scaling": "surogate-model-transformers",
+    "max_model_len": "surogate-model-transformers",
+    "trust_remote_code": "surogate-model-transformers",
+    "revision": "surogate-model-transformers",
+    "model_type": "surogate-model-transformers",
     "lora_rank": "surogate-adapter-lora",
     "lora_alpha": "surogate-adapter-lora",
     "lora_dropout": "surogate-adapter-lora",

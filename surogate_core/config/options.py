@@ -53,23 +53,8 @@ class CoreOptions:
 
     # Model
     model: str = field(metadata=doc("Directory or Hugging Face repository of the model."))
-    model_type: str | None = field(
-        default=None, metadata=doc("Family of the model, checked against its config.json; needed only where that names none.")
-    )
-    revision: str | None = field(default=None, metadata=doc("Branch, tag or commit of the model's repository."))
-    trust_remote_code: bool = field(default=False, metadata=doc("Allow Python code that comes with the model to run."))
     from_scratch: bool = field(default=False, metadata=doc("Random weights: only the model's config.json and tokenizer are read."))
     sequence_len: int = field(default=1024, validator=ge(2), metadata=doc("Positions of a row, in tokens."))
-    max_model_len: int | None = field(
-        default=None, validator=ge(2), metadata=doc("Context length to reach by `rope_scaling`. Unset: the model's own.")
-    )
-    rope_scaling: str | None = field(
-        default=None,
-        metadata=doc("`linear`, `dynamic` or `yarn` (with `max_model_len`), or a JSON object that replaces the model's."),
-    )
-    torch_dtype: Literal["bfloat16", "float16", "float32"] | None = field(
-        default=None, metadata=doc("Precision in which weights are read. Unset: as stored.")
-    )
     model_dtype: Literal["fp32", "bf16"] = field(
         default="bf16", metadata=doc("Precision of weights and activations in the computation.")
     )
@@ -118,33 +103,6 @@ class CoreOptions:
     data_pipeline: str = field(default="packed", metadata=doc("What turns the rows of the data sets into batches."))
     datasets: list[DatasetOptions] | None = field(default=None, metadata=doc("Training data: a list of tables."))
     validation_datasets: list[DatasetOptions] | None = field(default=None, metadata=doc("Validation data, like `datasets`."))
-    validation_split_ratio: float = field(
-        default=0.1,
-        validator=between(0, 0.99),
-        metadata=doc("Share of the training samples held out when there is no validation set."),
-    )
-    dataloader_num_workers: int | None = field(
-        default=None,
-        validator=ge(0),
-        metadata=doc("Processes that tokenise; 0 is the main process. The batches never depend on it."),
-    )
-    sample_packing: bool = field(default=True, metadata=doc("Pack several samples into a row; they do not see each other."))
-    max_bad_rows: float = field(
-        default=0.01, validator=between(0, 1), metadata=doc("Share of unusable rows above which the run stops.")
-    )
-
-    # Chat template
-    template: str | None = field(
-        default=None, metadata=doc("Chat template by name or file. Unset: the tokenizer's own; needed where it has none.")
-    )
-    system: str | None = field(default=None, metadata=doc("System prompt for conversations that have none."))
-    max_length: int | None = field(default=None, validator=ge(2), metadata=doc("Longest sample, tokens. Unset: `sequence_len`."))
-    truncation_strategy: Literal["delete", "left", "right", "split"] = field(
-        default="delete", metadata=doc("What happens to longer samples; text documents are always split.")
-    )
-    loss_scale: Literal["default", "last_round", "all"] = field(
-        default="default", metadata=doc("Trained text: all assistant turns, the last one, or everything.")
-    )
 
     # Adapter
     lora: bool = field(default=True, metadata=doc('Train an adapter and freeze the model. Default false for `task = "pt"`.'))

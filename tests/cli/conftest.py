@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from attrs import field, frozen
 from click.testing import CliRunner, Result
+from surogate_pipeline_packed.plugin import Options as PipelineOptions
 
 from surogate_core.cli.main import main
 from surogate_core.hookspecs import hookimpl
@@ -31,7 +32,7 @@ def stand_in(**more: Any) -> SimpleNamespace:
     """A plugin module that offers what the defaults need, and ``more`` hooks."""
     given: dict[str, list[tuple[str, type | None]]] = {
         "models": [("transformers", None)],
-        "pipelines": [("packed", None)],
+        "pipelines": [("packed", PipelineOptions)],
         "recipes": [("bf16", None)],
         "adapters": [("lora", LoraOptions)],
         "optimizers": [("adamw_8bit", None)],

@@ -1,4 +1,5 @@
-"""A host with a few offers of its own, so that the tests of the configuration need no installed plugin."""
+"""A host with a few offers of its own, so that the tests of the configuration do not depend on what is installed;
+the options of models and data are the real ones."""
 
 from __future__ import annotations
 
@@ -7,6 +8,8 @@ from typing import Any, Literal
 
 import pytest
 from attrs import field, frozen
+from surogate_model_transformers.plugin import Options as ModelOptions
+from surogate_pipeline_packed.plugin import Options as PipelineOptions
 
 from surogate_core.hookspecs import hookimpl
 from surogate_core.host import Host, load_host
@@ -61,8 +64,8 @@ class LogOptions:
 
 def offers(kind: str) -> list[Offer]:
     found: dict[str, list[tuple[str, type | None]]] = {
-        "models": [("transformers", None)],
-        "pipelines": [("packed", None)],
+        "models": [("transformers", ModelOptions)],
+        "pipelines": [("packed", PipelineOptions)],
         "recipes": [("bf16", None), ("fp8_test", Fp8Options)],
         "adapters": [("lora", LoraOptions)],
         "optimizers": [("adamw_8bit", None), ("adamw", None)],
@@ -92,4 +95,11 @@ def host() -> Host:
 @pytest.fixture
 def options() -> SimpleNamespace:
     """The classes of options of the stand-in's offers."""
-    return SimpleNamespace(lora=LoraOptions, text=TextOptions, conversation=ConversationOptions, fp8=Fp8Options, stand_in=stand_in)
+    return SimpleNamespace(
+        lora=LoraOptions,
+        text=TextOptions,
+        conversation=ConversationOptions,
+        fp8=Fp8Options,
+        pipeline=PipelineOptions,
+        stand_in=stand_in,
+    )

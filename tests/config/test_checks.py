@@ -28,10 +28,6 @@ def found(need_data: bool = True, **options: Any) -> list[tuple[tuple[str, ...],
         ),
         ({"max_steps": 10, "warmup_ratio": 0.6, "cooldown_steps": 5}, "cooldown_steps", "warmup (6 steps)", "lower warmup_ratio"),
         ({"from_scratch": True, "lora": True}, "from_scratch", "from_scratch = true with lora = true", "set lora = false"),
-        ({"max_length": 2000}, "max_length", "longer than sequence_len = 1024", "raise sequence_len"),
-        ({"rope_scaling": "yarn"}, "rope_scaling", "needs max_model_len", "set max_model_len"),
-        ({"rope_scaling": "yrn", "max_model_len": 9}, "rope_scaling", "wanted one of linear, dynamic, yarn", 'did you mean "yarn"'),
-        ({"rope_scaling": "{x}"}, "rope_scaling", "not a JSON object", "write it like"),
         ({"model": "./nowhere"}, "model", "no such directory", "looked up from"),
         (
             {"task": "pt", "datasets": [DatasetOptions(path="a/b", type="chat")]},
@@ -55,10 +51,7 @@ def test_each_conflict_is_found(options: dict[str, Any], key: str, what: str, ho
         {"max_steps": 11, "warmup_steps": 6, "cooldown_steps": 5},
         {"max_steps": -1, "warmup_steps": 600, "cooldown_steps": 5},
         {"from_scratch": True, "lora": False},
-        {"max_length": 1024},
-        {"rope_scaling": "yarn", "max_model_len": 4096},
-        {"rope_scaling": '{"rope_type": "yarn", "factor": 2.0}'},
-        {"validation_split_ratio": 0.2, "validation_datasets": DATA},
+        {"validation_datasets": DATA},
     ],
 )
 def test_what_fits_is_left_alone(options: dict[str, Any]) -> None:

@@ -260,7 +260,7 @@ def test_the_core_alone_names_every_missing_plugin_of_the_defaults() -> None:
 
 
 def test_all_problems_come_at_once(host: Host) -> None:
-    source = {"model": 3, "save_stps": 1, "gpus": 2, "recipe": "x", "max_length": 9999, "datasets": [{**BASE, "samples": 0}]}
+    source = {"model": 3, "save_stps": 1, "gpus": 2, "recipe": "x", "max_length": 1, "datasets": [{**BASE, "samples": 0}]}
     where = {p.where.split("key ")[1] for p in refused(host, source, [("warmup_ratio", "2")])}
     assert where == {"model", "save_stps", "gpus", "recipe", "max_length", "datasets.0.samples", "warmup_ratio"}
 

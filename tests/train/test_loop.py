@@ -48,8 +48,8 @@ def ragged() -> Corpus:
 
 
 def gradients(directory: Path, batch: int, accumulation: int) -> tuple[float, dict[str, torch.Tensor]]:
-    core = testing.context(model=str(directory), sequence_len=SEQUENCE, model_dtype="fp32").config
-    model = models.load_model(models.read_config(core), core, device=torch.device("cpu")).double()
+    settings = models.Settings(testing.context(model=str(directory), sequence_len=SEQUENCE, model_dtype="fp32").config)
+    model = models.load_model(models.read_config(settings), settings, device=torch.device("cpu")).double()
     batches = Batches(ragged(), sequence_len=SEQUENCE, batch_size=batch, accumulation=accumulation, seed=7, packing=False, pad_id=0)
     loss = accumulate(model, batches.step(0), Single("cpu"), models.batch_loss)
     return float(loss), {name: parameter.grad for name, parameter in model.named_parameters()}

@@ -106,16 +106,16 @@ def test_masters_keep_their_dtype_beside_other_activations(name: str) -> None:
 
 def adapted(source: Path, options: Options, directory: Path) -> tuple[Any, Lora, dict[str, nn.Module]]:
     """Our model with a random adapter, saved to ``directory``."""
-    core = CoreOptions(model=str(source), model_dtype="fp32", sequence_len=64)
-    config = models.read_config(core)
+    settings = models.Settings(CoreOptions(model=str(source), model_dtype="fp32", sequence_len=64))
+    config = models.read_config(settings)
     lora = Lora(options=options)
-    sites = [site for site in models.list_sites(models.skeleton(config, core)) if lora.claim(site) is None]
+    sites = [site for site in models.list_sites(models.skeleton(config, settings)) if lora.claim(site) is None]
     modules: dict[str, nn.Module] = {site.name: lora.linear(site) for site in sites}
     generator = torch.Generator().manual_seed(5)
     for module in modules.values():
         lora.reset(module, generator)
         module.get_parameter("lora_B").data.normal_(std=0.05, generator=generator)
-    model = models.load_model(config, core, device="cpu", prepare=lambda made: models.fill_slots(made, {}, modules))
+    model = models.load_model(config, settings, device="cpu", prepare=lambda made: models.fill_slots(made, {}, modules))
     lora.save(modules, directory, str(source))
     return model.eval(), lora, modules
 

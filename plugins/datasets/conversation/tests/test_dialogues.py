@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from surogate_dataset_conversation.dialogues import build
 from surogate_dataset_conversation.plugin import Options, register_datasets
-from surogate_pipeline_packed.prepare import prepare
+from surogate_pipeline_packed.plugin import Options as PipelineOptions
+from surogate_pipeline_packed.prepare import Work, prepare
 from transformers import AutoTokenizer
 
 from surogate_core.config.options import CoreOptions, DatasetOptions
@@ -27,7 +28,8 @@ def rendered(row: dict[str, Any], **options: Any) -> tuple[list[dict], list | No
         seen.append((messages, tools, kind))
         return Sample(input_ids=[], weights=[])
 
-    form = build(Options(**options), FormatContext(config=CoreOptions(model="m"), tokenizer=None, render=render, weigh=render))
+    context = FormatContext(config=CoreOptions(model="m"), tokenizer=None, system=None, background=0.0, render=render, weigh=render)
+    form = build(Options(**options), context)
     form.encode(row)
     return seen[0]
 
@@ -141,10 +143,9 @@ def test_real_dialogues_with_any_number_of_workers() -> None:
     ]
     made = []
     for workers in (0, 2):
-        core = CoreOptions(
-            model="m", datasets=tables, sequence_len=2048, truncation_strategy="split", dataloader_num_workers=workers
-        )
-        made.append(prepare(core, partial(host.offer, "datasets"), tokenizer, lambda line: None))
+        core = CoreOptions(model="m", datasets=tables, sequence_len=2048)
+        own = PipelineOptions(truncation_strategy="split", dataloader_num_workers=workers)
+        made.append(prepare(Work(core, own, partial(host.offer, "datasets"), tokenizer, lambda line: None)))
     assert made[0].fingerprint == made[1].fingerprint
     assert made[0].ledger == made[1].ledger
     assert made[0].ledger.balanced()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from surogate_dataset_instruction.pairs import build
 from surogate_dataset_instruction.plugin import Options, register_datasets
-from surogate_pipeline_packed.chat import weigh
+from surogate_pipeline_packed.chat import background, weigh
 from transformers import AutoTokenizer
 
 from surogate_core.config.options import CoreOptions
@@ -30,8 +30,14 @@ def form(tokenizer: Any = None, system: str | None = None, loss_scale: Any = "de
         seen.append(messages)
         return Sample(input_ids=[], weights=[], kind=kind)
 
-    core = CoreOptions(model="m", system=system, loss_scale=loss_scale)
-    context = FormatContext(config=core, tokenizer=tokenizer, render=render, weigh=partial(weigh, tokenizer))
+    context = FormatContext(
+        config=CoreOptions(model="m"),
+        tokenizer=tokenizer,
+        system=system,
+        background=background(loss_scale),
+        render=render,
+        weigh=partial(weigh, tokenizer),
+    )
     return build(Options(**FIELDS, **options), context), seen
 
 

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from surogate_dataset_text.documents import Documents, build
 from surogate_dataset_text.plugin import Options, register_datasets
-from surogate_pipeline_packed.prepare import Prepared, prepare
+from surogate_pipeline_packed.plugin import Options as PipelineOptions
+from surogate_pipeline_packed.prepare import Prepared, Work, prepare
 from transformers import AutoTokenizer
 
 from surogate_core.config.options import CoreOptions, DatasetOptions
@@ -38,9 +39,9 @@ def tokenizer(request: pytest.FixtureRequest, data: Path) -> Any:
 
 def run(tokenizer: Any, path: Path, samples: int | None = None, **options: Any) -> Prepared:
     dataset = DatasetOptions(path=str(path), type="text", samples=samples, format_options=Options())
-    settings = {"sequence_len": 64, "validation_split_ratio": 0.0} | options
-    core = CoreOptions(model="m", datasets=[dataset], **settings)
-    return prepare(core, partial(HOST.offer, "datasets"), tokenizer, lambda line: None)
+    core = CoreOptions(model="m", datasets=[dataset], sequence_len=64)
+    own = PipelineOptions(**{"validation_split_ratio": 0.0} | options)
+    return prepare(Work(core, own, partial(HOST.offer, "datasets"), tokenizer, lambda line: None))
 
 
 def documents(prepared: Prepared) -> list[list[int]]:
@@ -82,7 +83,8 @@ def unused(*_: Any, **__: Any) -> Any:
 
 
 def context(tokenizer: Any) -> FormatContext:
-    return FormatContext(config=CoreOptions(model="m"), tokenizer=tokenizer, render=unused, weigh=unused)
+    core = CoreOptions(model="m")
+    return FormatContext(config=core, tokenizer=tokenizer, system=None, background=0.0, render=unused, weigh=unused)
 
 
 def test_rows_that_are_no_documents(data: Path) -> None:

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import torch
+from surogate_model_transformers.plugin import Options, Settings
 
 from surogate_core.config.options import CoreOptions
 
@@ -90,17 +92,20 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Any, P
 
 
 @pytest.fixture
-def core() -> Callable[..., CoreOptions]:
-    """Core options for a model directory, in float32."""
+def core() -> Callable[..., Settings]:
+    """Settings for a model directory, in float32."""
+    names = {field.name for field in attrs.fields(Options)}
 
-    def make(directory: Path | str, **changes: Any) -> CoreOptions:
-        return CoreOptions(**{"model": str(directory), "model_dtype": "fp32", "sequence_len": 64, **changes})
+    def make(directory: Path | str, **changes: Any) -> Settings:
+        own = {key: changes.pop(key) for key in names & changes.keys()}
+        given = CoreOptions(**{"model": str(directory), "model_dtype": "fp32", "sequence_len": 64, **changes})
+        return Settings(given, Options(**own))
 
     return make
 
 
 @pytest.fixture
-def load(core: Callable[..., CoreOptions]) -> Callable[..., Any]:
+def load(core: Callable[..., Settings]) -> Callable[..., Any]:
     """The model of a directory through our loader, in evaluation mode."""
 
     def make(directory: Path | str, prepare: Any = None, notice: Any = None, source: Any = None, **changes: Any) -> Any:

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 from surogate_pipeline_packed.chat import Renderer, turn_weights
+from surogate_pipeline_packed.plugin import Options
 from surogate_pipeline_packed.templates import TEMPLATES, apply_template, named_template
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from surogate_core.config.options import CoreOptions
 from surogate_core.errors import BadRow, DataError
 
 TURN = re.compile(rb"<\|im_start\|>assistant\n(?:<think>\n\n</think>\n\n)?(.*?<\|im_end\|>)", re.DOTALL)
@@ -26,14 +26,14 @@ UNMARKED = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
 def load(shared_data: Path):
     def load(name: str, template: str | None = None) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(shared_data / TOKENIZERS[name])
-        apply_template(CoreOptions(model=name, template=template), tokenizer)
+        apply_template(template, tokenizer)
         return tokenizer
 
     return load
 
 
 def renderer(tokenizer: Any, **options: Any) -> Renderer:
-    return Renderer.of(CoreOptions(model="m", **options), tokenizer)
+    return Renderer.of(Options(**options), tokenizer)
 
 
 def byte_starts(tokenizer: Any, ids: list[int], text: bytes) -> list[int]:

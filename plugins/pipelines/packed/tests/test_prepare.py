@@ -8,9 +8,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import attrs
 import numpy as np
 import pytest
-from surogate_pipeline_packed.prepare import Prepared, prepare
+from surogate_pipeline_packed.plugin import Options, check_config
+from surogate_pipeline_packed.prepare import Prepared, Work, prepare
 
 from surogate_core.config.options import CoreOptions, DatasetOptions
 from surogate_core.contracts import Sample
@@ -34,6 +36,7 @@ class Numbers:
         return samples
 
 
+OWN = {field.name for field in attrs.fields(Options)}
 HOST = SimpleNamespace(
     offer=lambda kind, name: SimpleNamespace(load=lambda: lambda options, context: Numbers({"text": "split"}.get(name, "truncate")))
 )
@@ -49,12 +52,13 @@ def run(tmp_path: Path):
             path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in content))
             return [DatasetOptions(path=str(path), type=kind)]
 
-        settings = {"sequence_len": 4, "validation_split_ratio": 0.0, "max_bad_rows": 0.5} | options
+        settings: dict[str, Any] = {"sequence_len": 4, "validation_split_ratio": 0.0, "max_bad_rows": 0.5} | options
         if validation is not None:
             settings["validation_datasets"] = write("validation.jsonl", validation)
-        core = CoreOptions(model="m", datasets=write("rows.jsonl", rows), **settings)
+        core = CoreOptions(model="m", datasets=write("rows.jsonl", rows), **{k: v for k, v in settings.items() if k not in OWN})
+        own = Options(**{k: v for k, v in settings.items() if k in OWN})
         said = [] if lines is None else lines
-        return prepare(core, partial(HOST.offer, "datasets"), SimpleNamespace(), said.append)
+        return prepare(Work(core, own, partial(HOST.offer, "datasets"), SimpleNamespace(), said.append))
 
     return run
 
@@ -98,8 +102,18 @@ def test_truncation_strategies(run, strategy: str, wanted: list, tokens: dict) -
 def test_max_length_below_the_row(run) -> None:
     prepared = run([row("1 2*"), row("3 4 5*")], max_length=2, truncation_strategy="left")
     assert pieces(prepared) == [([1, 2], [0, 1], None), ([4, 5], [0, 1], None)]
-    with pytest.raises(DataError, match="max_length = 5 is above sequence_len = 4"):
-        run([row("1 2*")], max_length=5)
+
+
+@pytest.mark.parametrize(("longest", "problems"), [(None, 0), (4, 0), (5, 1)])
+def test_a_max_length_above_the_row_is_refused(longest: int | None, problems: int) -> None:
+    config = SimpleNamespace(
+        of=lambda _: Options(max_length=longest), core=CoreOptions(model="m", sequence_len=4), origins={"max_length": "c.toml:3"}
+    )
+    found = check_config(config)  # type: ignore[arg-type]
+    assert len(found) == problems
+    for problem in found:
+        assert problem.what.startswith("max_length = 5 is longer than sequence_len = 4")
+        assert problem.where == "c.toml:3, key max_length"
 
 
 def test_pieces_and_truncated_samples_without_a_trained_token_are_dropped(run) -> None:
@@ -171,7 +185,7 @@ def test_nothing_to_train_on(run) -> None:
     with pytest.raises(DataError, match="no sample is left"):
         run([row(LONG)])
     with pytest.raises(DataError, match="no data set is configured"):
-        prepare(CoreOptions(model="m"), partial(HOST.offer, "datasets"), SimpleNamespace(), print)
+        prepare(Work(CoreOptions(model="m"), Options(), partial(HOST.offer, "datasets"), SimpleNamespace(), print))
 
 
 def test_validation(run) -> None:

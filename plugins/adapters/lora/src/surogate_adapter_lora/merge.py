@@ -26,20 +26,16 @@ def merge(
         raise Refused(f"{output} exists already", where="--output", how="choose another directory, or give --force to replace it")
     if not (adapter / CONFIG).is_file():
         adapter = checkpoint_at(adapter)
-    core = CoreOptions(
-        model=base or str(read_config(adapter).get("base_model_name_or_path") or ""),
-        lora=False,
-        model_dtype="fp32",
-        sequence_len=SHORTEST,
-    )
-    hf_config = models.read_config(core)
+    source = base or str(read_config(adapter).get("base_model_name_or_path") or "")
+    settings = models.Settings(CoreOptions(model=source, lora=False, model_dtype="fp32", sequence_len=SHORTEST))
+    hf_config = models.read_config(settings)
     stored = str(getattr(hf_config, "dtype", None)).removeprefix("torch.")
     written = torch.bfloat16 if dtype == "bf16" or (dtype is None and stored == "bfloat16") else torch.float32
-    lora, modules = adapter_modules(adapter, models.list_sites(models.skeleton(hf_config, core)))
+    lora, modules = adapter_modules(adapter, models.list_sites(models.skeleton(hf_config, settings)))
     for module in modules.values():
         module.to_empty(device="cpu")
     lora.load(modules, adapter)
-    model = models.load_model(hf_config, core, device="cpu")
+    model = models.load_model(hf_config, settings, device="cpu")
     with torch.no_grad():
         for name, module in modules.items():
             model.get_submodule(name).weight.add_(lora.delta(module))
@@ -47,7 +43,7 @@ def merge(
         model.to(written)
     model.config.dtype = written
     own_tokenizer = adapter if (adapter / "tokenizer_config.json").is_file() else None
-    tokenizer = models.load_tokenizer(core, own_tokenizer)
+    tokenizer = models.load_tokenizer(settings, own_tokenizer)
     _write(model, tokenizer, output)
 
 

@@ -9,6 +9,8 @@ from typing import Any, Literal
 import surogate_model_transformers as models
 import torch
 from attrs import evolve, frozen
+from surogate_model_transformers.plugin import Options as ModelOptions
+from surogate_model_transformers.plugin import Settings
 
 from surogate_adapter_lora.lora import Lora, LoraLinear
 from surogate_adapter_lora.peft_format import CONFIG, options_of, read_config, read_weights
@@ -79,36 +81,44 @@ class Opened:
 
 def open_model(source: str, adapter: Path | None = None, dtype: Literal["fp32", "bf16"] | None = None) -> Opened:
     """Load ``source``: a model, an adapter, a checkpoint, a run's directory, or a run's config file; ``adapter`` goes on top."""
-    core = _core_of(source, dtype)
-    if adapter is None and Path(core.model, CONFIG).is_file():
-        adapter = Path(core.model)
-        core = evolve(core, model=str(read_config(adapter).get("base_model_name_or_path") or ""))
+    settings = _settings_of(source, dtype)
+    if adapter is None and Path(settings.core.model, CONFIG).is_file():
+        adapter = Path(settings.core.model)
+        settings = _with(settings, model=str(read_config(adapter).get("base_model_name_or_path") or ""))
     elif adapter is not None and not (adapter / CONFIG).is_file():
         adapter = checkpoint_at(adapter)
-    hf_config = models.read_config(core)
-    core = evolve(core, sequence_len=models.context_length(hf_config) or SHORTEST)
+    hf_config = models.read_config(settings)
+    settings = _with(settings, sequence_len=models.context_length(hf_config) or SHORTEST)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    lora, filled = (None, {}) if adapter is None else adapter_modules(adapter, models.list_sites(models.skeleton(hf_config, core)))
-    model = models.load_model(hf_config, core, device=device, prepare=lambda made: models.fill_slots(made, {}, filled))
+    lora: Lora | None = None
+    filled: dict[str, LoraLinear] = {}
+    if adapter is not None:
+        lora, filled = adapter_modules(adapter, models.list_sites(models.skeleton(hf_config, settings)))
+    model = models.load_model(hf_config, settings, device=device, prepare=lambda made: models.fill_slots(made, {}, filled))
     if lora is not None and adapter is not None:
         lora.load(filled, adapter)
     own_tokenizer = adapter if adapter is not None and (adapter / "tokenizer_config.json").is_file() else None
-    tokenizer = models.load_tokenizer(core, own_tokenizer)
+    tokenizer = models.load_tokenizer(settings, own_tokenizer)
     _plain_attention(model)
     return Opened(model.eval(), tokenizer)
 
 
-def _core_of(source: str, dtype: Literal["fp32", "bf16"] | None) -> CoreOptions:
+def _settings_of(source: str, dtype: Literal["fp32", "bf16"] | None) -> Settings:
     path = Path(source)
     chosen = dtype or ("bf16" if torch.cuda.is_available() else "fp32")
     if path.is_file():
         config = load(path, load_host(), need_data=False)
         found = newest_checkpoint(config)
         kept = evolve(config.core, model_dtype=dtype or config.core.model_dtype, from_scratch=False, sequence_len=SHORTEST)
-        return kept if found is None else evolve(kept, model=str(found))
+        return Settings(kept if found is None else evolve(kept, model=str(found)), config.of(ModelOptions))
     if path.is_dir() and not (path / "config.json").is_file() and not (path / CONFIG).is_file():
         path = checkpoint_at(path)
-    return CoreOptions(model=str(path) if path.is_dir() else source, lora=False, model_dtype=chosen, sequence_len=SHORTEST)
+    core = CoreOptions(model=str(path) if path.is_dir() else source, lora=False, model_dtype=chosen, sequence_len=SHORTEST)
+    return Settings(core)
+
+
+def _with(settings: Settings, **changes: Any) -> Settings:
+    return evolve(settings, core=evolve(settings.core, **changes))
 
 
 def adapter_modules(directory: Path, sites: tuple[Site, ...]) -> tuple[Lora, dict[str, LoraLinear]]:

@@ -55,7 +55,7 @@ class Pairs:
         elif options.system_prompt_type == "fixed":
             values["system"] = options.system_prompt or ""
         else:
-            values["system"] = self.context.config.system or ""
+            values["system"] = self.context.system or ""
         return values
 
     def _text(self, form: str, values: Mapping[str, str]) -> Sample:
@@ -63,8 +63,7 @@ class Pairs:
         start = _fill(prompt, values)
         tokenizer = self.context.tokenizer
         text = start + values["output"] + _fill(rest, values) + tokenizer.eos_token
-        background = 1.0 if self.context.config.loss_scale == "all" else 0.0
-        spans = [(0, len(start), background), (len(start), len(text), 1.0)]
+        spans = [(0, len(start), self.context.background), (len(start), len(text), 1.0)]
         encoded = self.context.weigh(text, spans, KIND, "{output}", special=True)
         ids, weights = list(encoded.input_ids), list(encoded.weights)
         if ids[-2:] == [tokenizer.eos_token_id] * 2:  # the tokenizer adds EOS itself

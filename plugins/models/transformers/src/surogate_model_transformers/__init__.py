@@ -9,6 +9,7 @@ import importlib
 from typing import Any
 
 _HOMES = {
+    "Settings": "plugin",
     "read_config": "config",
     "load_tokenizer": "config",
     "context_length": "config",

@@ -19,10 +19,10 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from surogate_core.config.options import CoreOptions
 from surogate_core.errors import ModelError
 from surogate_model_transformers.attention import IMPLEMENTATION
 from surogate_model_transformers.config import PICKLE_FILES, SAFE_FILES, fetch, first_line, weight_files
+from surogate_model_transformers.plugin import Settings
 from surogate_model_transformers.quiet import quiet
 from surogate_model_transformers.slots import slot_layers
 
@@ -31,49 +31,49 @@ WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json", *PICKLE_FILES, "
 _HOOK = "surogate"
 
 
-def skeleton(hf_config: Any, core: CoreOptions) -> Any:
-    """The model on the meta device, in ``core.model_dtype``: shapes and names without memory."""
+def skeleton(hf_config: Any, settings: Settings) -> Any:
+    """The model on the meta device, in ``model_dtype``: shapes and names without memory."""
     try:
         with quiet(), torch.device("meta"):
-            return _model_class(hf_config, core)._from_config(
-                copy.deepcopy(hf_config), dtype=DTYPES[core.model_dtype], attn_implementation=IMPLEMENTATION
+            return _model_class(hf_config, settings)._from_config(
+                copy.deepcopy(hf_config), dtype=DTYPES[settings.core.model_dtype], attn_implementation=IMPLEMENTATION
             )
     except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
         raise ModelError(
             f"a {hf_config.model_type} model cannot be built from its config: {type(error).__name__}: {first_line(error)}",
-            where=f"{core.model}, config.json" + (", rope_scaling" if core.rope_scaling else ""),
+            where=f"{settings.core.model}, config.json" + (", rope_scaling" if settings.own.rope_scaling else ""),
         ) from error
 
 
 def load_model(
     hf_config: Any,
-    core: CoreOptions,
+    settings: Settings,
     *,
     device: str | torch.device,
     source: str | Path | None = None,
     prepare: Callable[[Any], object] | None = None,
     notice: Callable[[str], None] = lambda text: None,
 ) -> Any:
-    """The model on ``device`` in ``core.model_dtype``, in training mode, ready for ``run_hidden`` and ``batch_loss``.
+    """The model on ``device`` in ``model_dtype``, in training mode, ready for ``run_hidden`` and ``batch_loss``.
 
-    Weights are those in ``source`` (a directory; default ``core.model``), or random when ``core.from_scratch`` is set and no
-    source is given: then they are transformers' own initial values in float32 after ``torch.manual_seed(core.train_seed)``.
+    Weights are those in ``source`` (a directory; default ``model``), or random when ``from_scratch`` is set and no
+    source is given: then they are transformers' own initial values in float32 after ``torch.manual_seed(train_seed)``.
     ``prepare(model)`` fills slots: before the weights arrive, on the meta device. An adapter that is on the meta device is given
     memory but no values. ``notice`` gets a line where the files are not quite what was asked for.
 
     Raises ModelError where weights are missing, unexpected or of another shape, or files cannot be read.
     """
-    if core.from_scratch and source is None:
-        model = _random(hf_config, core, prepare)
+    if settings.core.from_scratch and source is None:
+        model = _random(hf_config, settings, prepare)
     else:
-        model = _read(hf_config, core, source, prepare, notice)
+        model = _read(hf_config, settings, source, prepare, notice)
     for name, layer in slot_layers(model):
         if layer.adapter is not None and any(p.is_meta for p in layer.adapter.parameters()):
             layer.adapter.to_empty(device=device)
         if any(tensor.is_meta for tensor in layer.state_dict().values()):
             raise ModelError("a recipe's compute module is on the meta device and has no values", where=name)
     model.to(device)
-    _fix_rotary(model, core.sequence_len)
+    _fix_rotary(model, settings.core.sequence_len)
     return model.train()
 
 
@@ -87,50 +87,50 @@ def recompute_layers(model: Any) -> None:
         raise ModelError(f"recompute: {first_line(error)}", where="recompute", how="set recompute = false") from error
 
 
-def _model_class(hf_config: Any, core: CoreOptions) -> Any:
+def _model_class(hf_config: Any, settings: Settings) -> Any:
     """The family's class, from its own module: importing the Auto classes costs seconds."""
-    if core.trust_remote_code and getattr(hf_config, "auto_map", None):
+    if settings.own.trust_remote_code and getattr(hf_config, "auto_map", None):
         from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-        return get_class_from_dynamic_module(hf_config.auto_map["AutoModelForCausalLM"], fetch(core))
+        return get_class_from_dynamic_module(hf_config.auto_map["AutoModelForCausalLM"], fetch(settings))
     from transformers.models.auto.configuration_auto import model_type_to_module_name
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     family = hf_config.model_type
     if family not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise ModelError(
-            f"{family!r} models do not predict the next token", where=f"{core.model}, config.json", how="use another model"
+            f"{family!r} models do not predict the next token", where=f"{settings.core.model}, config.json", how="use another model"
         )
     module = importlib.import_module(f"transformers.models.{model_type_to_module_name(family)}")
     return getattr(module, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family])
 
 
-def _random(hf_config: Any, core: CoreOptions, prepare: Callable[[Any], object] | None) -> Any:
+def _random(hf_config: Any, settings: Settings, prepare: Callable[[Any], object] | None) -> Any:
     with quiet(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(core.train_seed)
-        model = _model_class(hf_config, core)._from_config(
+        torch.manual_seed(settings.core.train_seed)
+        model = _model_class(hf_config, settings)._from_config(
             copy.deepcopy(hf_config), dtype=torch.float32, attn_implementation=IMPLEMENTATION
         )
     if prepare is not None:
         prepare(model)
-    _cast(model, DTYPES[core.model_dtype])
+    _cast(model, DTYPES[settings.core.model_dtype])
     return model
 
 
 def _read(
     hf_config: Any,
-    core: CoreOptions,
+    settings: Settings,
     source: str | Path | None,
     prepare: Callable[[Any], object] | None,
     notice: Callable[[str], None],
 ) -> Any:
-    directory = fetch(core, source, WEIGHT_PATTERNS)
+    directory = fetch(settings, source, WEIGHT_PATTERNS)
     files = weight_files(directory)
     if files[0] in PICKLE_FILES:
         notice(f"{directory / files[0]} is a pickle file: only its tensors are read")
     stored = _stored_dtype(directory, files, hf_config)
-    dtype = DTYPES[core.model_dtype]
-    first = getattr(torch, core.torch_dtype) if core.torch_dtype else dtype
+    dtype = DTYPES[settings.core.model_dtype]
+    first = getattr(torch, settings.own.torch_dtype) if settings.own.torch_dtype else dtype
     if stored == "float16" and source is None:
         notice(f"the checkpoint is float16: its weights are converted to {str(dtype).removeprefix('torch.')}")
     slots: list[tuple[Any, str, nn.Module]] = []
@@ -149,7 +149,7 @@ def _read(
 
     try:
         with quiet():
-            model, report = _model_class(hf_config, core).from_pretrained(
+            model, report = _model_class(hf_config, settings).from_pretrained(
                 directory,
                 config=copy.deepcopy(hf_config),
                 dtype=first,

@@ -1,12 +1,79 @@
-"""What this plugin offers: the model source `transformers`."""
+"""What this plugin offers: the model source `transformers` and its options."""
 
 from __future__ import annotations
 
+import json
+from typing import TYPE_CHECKING, Literal
+
+from attrs import field, frozen
+
+from surogate_core.config.nearest import did_you_mean
+from surogate_core.errors import Problem
 from surogate_core.hookspecs import hookimpl
-from surogate_core.offers import Offer
+from surogate_core.offers import Offer, doc, ge
+
+if TYPE_CHECKING:
+    from surogate_core.config import Config, CoreOptions
+
+SCALED = ("linear", "dynamic", "yarn")
+
+
+@frozen(kw_only=True)
+class Options:
+    """Options of `model_backend = "transformers"`."""
+
+    model_type: str | None = field(
+        default=None, metadata=doc("Family of the model, checked against its config.json; needed only where that names none.")
+    )
+    revision: str | None = field(default=None, metadata=doc("Branch, tag or commit of the model's repository."))
+    trust_remote_code: bool = field(default=False, metadata=doc("Allow Python code that comes with the model to run."))
+    max_model_len: int | None = field(
+        default=None, validator=ge(2), metadata=doc("Context length to reach by `rope_scaling`. Unset: the model's own.")
+    )
+    rope_scaling: str | None = field(
+        default=None,
+        metadata=doc("`linear`, `dynamic` or `yarn` (with `max_model_len`), or a JSON object that replaces the model's."),
+    )
+    torch_dtype: Literal["bfloat16", "float16", "float32"] | None = field(
+        default=None, metadata=doc("Precision in which weights are read. Unset: as stored.")
+    )
+
+
+@frozen
+class Settings:
+    """All that decides about a model: the core's options and this plugin's own."""
+
+    core: CoreOptions
+    own: Options = Options()
 
 
 @hookimpl
 def register_models() -> list[Offer]:
     build = "surogate_model_transformers.source:build"
-    return [Offer("transformers", None, build=build, summary="Causal language models of the transformers library.")]
+    return [Offer("transformers", Options, build=build, summary="Causal language models of the transformers library.")]
+
+
+@hookimpl
+def check_config(config: Config) -> list[Problem]:
+    """A way to reach further that cannot be meant."""
+    own = config.of(Options)
+    value = own.rope_scaling
+    if value is None:
+        return []
+    if value.lstrip().startswith("{"):
+        try:
+            json.loads(value)
+        except ValueError as error:
+            what = f"rope_scaling is not a JSON object: {error}"
+            return [Problem(what, where=_place(config), how="""write it like '{"rope_type": "yarn", "factor": 2.0}'""")]
+    elif value not in SCALED:
+        what = f'rope_scaling = "{value}": wanted one of {", ".join(SCALED)}, or a JSON object'
+        return [Problem(what, where=_place(config), how=did_you_mean(value, SCALED))]
+    elif own.max_model_len is None:
+        what = f'rope_scaling = "{value}" needs max_model_len, the context length to reach'
+        return [Problem(what, where=_place(config), how="set max_model_len")]
+    return []
+
+
+def _place(config: Config) -> str:
+    return f"{config.origins['rope_scaling']}, key rope_scaling"

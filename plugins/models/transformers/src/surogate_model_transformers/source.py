@@ -10,29 +10,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surogate_core.config import CoreOptions
 from surogate_core.contracts import Batch, Context, Outline
 from surogate_model_transformers import config, export, load, loss, sites, slots
+from surogate_model_transformers.plugin import Options, Settings
 
 
 class Transformers:
     """A :class:`~surogate_core.contracts.ModelSource`."""
 
-    def __init__(self, core: CoreOptions):
-        self.core = core
+    def __init__(self, settings: Settings):
+        self.settings = settings
 
     @cached_property
     def hf_config(self) -> Any:
         """The transformers config of ``model``, with what the options change in it."""
-        return config.read_config(self.core)
+        return config.read_config(self.settings)
 
     def outline(self) -> Outline:
-        skeleton = load.skeleton(self.hf_config, self.core)
+        skeleton = load.skeleton(self.hf_config, self.settings)
         shapes = tuple(tuple(parameter.shape) for parameter in skeleton.parameters())
         return Outline(model_type=self.hf_config.model_type, sites=sites.list_sites(skeleton), shapes=shapes)
 
     def tokenizer(self) -> Any:
-        return config.load_tokenizer(self.core)
+        return config.load_tokenizer(self.settings)
 
     def load(
         self,
@@ -46,7 +46,7 @@ class Transformers:
         def fill(model: Any) -> object:
             return slots.fill_slots(model, computes, adapters)
 
-        return load.load_model(self.hf_config, self.core, device=device, source=weights, prepare=fill, notice=notice)
+        return load.load_model(self.hf_config, self.settings, device=device, source=weights, prepare=fill, notice=notice)
 
     def ready(self, model: nn.Module) -> str | None:
         return loss.check_head(model)
@@ -64,5 +64,5 @@ class Transformers:
         export.save_model(model, tokenizer, directory)
 
 
-def build(options: None, context: Context) -> Transformers:
-    return Transformers(context.config)
+def build(options: Options, context: Context) -> Transformers:
+    return Transformers(Settings(context.config, options))

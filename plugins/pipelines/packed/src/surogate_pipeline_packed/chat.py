@@ -24,9 +24,9 @@ from attrs import field, frozen
 from jinja2 import TemplateError
 from numpy.typing import NDArray
 
-from surogate_core.config.options import CoreOptions
 from surogate_core.contracts import Sample
 from surogate_core.errors import BadRow, DataError
+from surogate_pipeline_packed.plugin import Options
 
 Message = Mapping[str, Any]
 Span = tuple[int, int, float]
@@ -57,8 +57,8 @@ class Renderer:
     loss_scale: str
 
     @classmethod
-    def of(cls, core: CoreOptions, tokenizer: Any) -> Renderer:
-        return cls(tokenizer, core.system, core.loss_scale)
+    def of(cls, own: Options, tokenizer: Any) -> Renderer:
+        return cls(tokenizer, own.system, own.loss_scale)
 
     def check(self) -> None:
         """Raises DataError when the tokenizer cannot render conversations."""
@@ -80,15 +80,20 @@ class Renderer:
             raise BadRow("no messages")
         if self.system is not None and messages[0].get("role") != "system":
             messages = [{"role": "system", "content": self.system}, *messages]
-        background = 1.0 if self.loss_scale == "all" else 0.0
-        weights = {i: weight for i, weight in turn_weights(messages, self.loss_scale).items() if weight != background}
+        rest = background(self.loss_scale)
+        weights = {i: weight for i, weight in turn_weights(messages, self.loss_scale).items() if weight != rest}
         shown = [{key: value for key, value in message.items() if key != "loss"} for message in messages]
         view = View(self.tokenizer, shown, list(tools) if tools else None, tuple(self.tokenizer.all_special_tokens))
         whole = view.prefix(len(shown))
         view.check_tools(whole)
         found = view.turns(whole, list(weights)) if weights else {}
-        spans = [(0, len(whole), background), *((*found[i], weight) for i, weight in weights.items())]
+        spans = [(0, len(whole), rest), *((*found[i], weight) for i, weight in weights.items())]
         return weigh(self.tokenizer, whole, spans, kind, "assistant text")
+
+
+def background(loss_scale: str) -> float:
+    """Weight of text that is not the assistant's."""
+    return 1.0 if loss_scale == "all" else 0.0
 
 
 def turn_weights(messages: Sequence[Message], loss_scale: str) -> dict[int, float]:

@@ -12,7 +12,8 @@ from surogate_core.contracts import PipelineContext
 from surogate_core.offers import Offer
 from surogate_pipeline_packed.batches import Batches
 from surogate_pipeline_packed.corpus import Corpus
-from surogate_pipeline_packed.prepare import Prepared, prepare
+from surogate_pipeline_packed.plugin import Options
+from surogate_pipeline_packed.prepare import Prepared, Work, prepare
 
 
 @frozen
@@ -21,6 +22,7 @@ class PackedData:
 
     prepared: Prepared
     core: CoreOptions
+    own: Options
     pad_id: int
 
     @property
@@ -45,7 +47,7 @@ class PackedData:
             batch_size=batch_size,
             accumulation=accumulation,
             seed=seed,
-            packing=self.core.sample_packing,
+            packing=self.own.sample_packing,
             pad_id=self.pad_id,
         )
 
@@ -55,13 +57,14 @@ class Packed:
     """A :class:`~surogate_core.contracts.Pipeline`."""
 
     core: CoreOptions
+    own: Options
     format: Callable[[str], Offer]
 
     def prepare(self, tokenizer: Any, report: Callable[[str], None]) -> PackedData:
-        prepared = prepare(self.core, self.format, tokenizer, report)
+        prepared = prepare(Work(self.core, self.own, self.format, tokenizer, report))
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
-        return PackedData(prepared, self.core, pad)
+        return PackedData(prepared, self.core, self.own, pad)
 
 
-def build(options: None, context: PipelineContext) -> Packed:
-    return Packed(context.config, context.format)
+def build(options: Options, context: PipelineContext) -> Packed:
+    return Packed(context.config, options, context.format)

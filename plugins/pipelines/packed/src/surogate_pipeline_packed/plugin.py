@@ -1,17 +1,67 @@
-"""What this plugin offers: the pipeline `packed`, and the command `tokenizer`."""
+"""What this plugin offers: the pipeline `packed` with its options, and the command `tokenizer`."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Literal
+
+from attrs import field, frozen
+
+from surogate_core.errors import Problem
 from surogate_core.hookspecs import hookimpl
-from surogate_core.offers import Offer
+from surogate_core.offers import Offer, between, doc, ge
+
+if TYPE_CHECKING:
+    from surogate_core.config import Config
+
+
+@frozen(kw_only=True)
+class Options:
+    """Options of `data_pipeline = "packed"`."""
+
+    sample_packing: bool = field(default=True, metadata=doc("Pack several samples into a row; they do not see each other."))
+    validation_split_ratio: float = field(
+        default=0.1,
+        validator=between(0, 0.99),
+        metadata=doc("Share of the training samples held out when there is no validation set."),
+    )
+    dataloader_num_workers: int | None = field(
+        default=None,
+        validator=ge(0),
+        metadata=doc("Processes that tokenise; 0 is the main process. The batches never depend on it."),
+    )
+    max_bad_rows: float = field(
+        default=0.01, validator=between(0, 1), metadata=doc("Share of unusable rows above which the run stops.")
+    )
+    template: str | None = field(
+        default=None, metadata=doc("Chat template by name or file. Unset: the tokenizer's own; needed where it has none.")
+    )
+    system: str | None = field(default=None, metadata=doc("System prompt for conversations that have none."))
+    max_length: int | None = field(default=None, validator=ge(2), metadata=doc("Longest sample, tokens. Unset: `sequence_len`."))
+    truncation_strategy: Literal["delete", "left", "right", "split"] = field(
+        default="delete", metadata=doc("What happens to longer samples; text documents are always split.")
+    )
+    loss_scale: Literal["default", "last_round", "all"] = field(
+        default="default", metadata=doc("Trained text: all assistant turns, the last one, or everything.")
+    )
 
 
 @hookimpl
 def register_pipelines() -> list[Offer]:
     build = "surogate_pipeline_packed.pipeline:build"
-    return [Offer("packed", None, build=build, summary="Files and Hub data sets, several samples packed into a row.")]
+    return [Offer("packed", Options, build=build, summary="Files and Hub data sets, several samples packed into a row.")]
 
 
 @hookimpl
 def register_commands() -> list[Offer]:
     return [Offer("tokenizer", None, build="surogate_pipeline_packed.command:tokenizer", summary="Train a tokenizer of one's own.")]
+
+
+@hookimpl
+def check_config(config: Config) -> list[Problem]:
+    """Samples that fit no row."""
+    longest, row = config.of(Options).max_length, config.core.sequence_len
+    if longest is None or longest <= row:
+        return []
+    what = f"max_length = {longest} is longer than sequence_len = {row}: such a sample fits no row"
+    place = f"{config.origins['max_length']}, key max_length"
+    return [Problem(what, where=place, how="lower max_length or raise sequence_len")]

@@ -15,6 +15,7 @@ from surogate_core.errors import DataError
 from surogate_core.offers import Offer
 from surogate_pipeline_packed.corpus import Corpus, Sources, cut, hold_out
 from surogate_pipeline_packed.ledger import Ledger
+from surogate_pipeline_packed.plugin import Options
 from surogate_pipeline_packed.read import open_source
 from surogate_pipeline_packed.templates import apply_template
 from surogate_pipeline_packed.tokenise import Encoded, Job, encode
@@ -33,53 +34,54 @@ class Prepared:
     fingerprint: str
 
 
-def prepare(core: CoreOptions, format: Callable[[str], Offer], tokenizer: Any, report: Callable[[str], None]) -> Prepared:
-    """Read and encode all data sets of ``core``; ``format`` gives the offer of a format. ``tokenizer`` gets the chat template that
-    the run trains with, so that what is saved beside the weights serves what was trained. ``report`` gets lines of progress.
+@frozen
+class Work:
+    """What the data phase works with: the options, how to find a format's offer, the tokenizer, and where progress is told."""
+
+    core: CoreOptions
+    own: Options
+    format: Callable[[str], Offer]
+    tokenizer: Any
+    report: Callable[[str], None]
+
+
+def prepare(work: Work) -> Prepared:
+    """Read and encode all data sets. The tokenizer gets the chat template that the run trains with, so that what is saved beside
+    the weights serves what was trained.
 
     Raises DataError: no data set, nothing in one, too many unusable rows, a kind of sample without a trained token.
     """
-    if core.max_length is not None and core.max_length > core.sequence_len:
-        raise DataError(
-            f"max_length = {core.max_length} is above sequence_len = {core.sequence_len}", how="lower the one or raise the other"
-        )
-    apply_template(core, tokenizer)
+    core = work.core
+    apply_template(work.own.template, work.tokenizer)
     ledger = Ledger()
-    train = _side(core.datasets, "datasets", core.train_seed, core, format, tokenizer, report, ledger)
+    train = _side(core.datasets, "datasets", core.train_seed, work, ledger)
     if core.validation_datasets:
-        validation = _side(core.validation_datasets, "validation_datasets", core.eval_seed, core, format, tokenizer, report, ledger)
+        validation = _side(core.validation_datasets, "validation_datasets", core.eval_seed, work, ledger)
         return Prepared(train, validation, ledger, train.fingerprint())
-    train, held = hold_out(train, core.validation_split_ratio, core.train_seed)
+    train, held = hold_out(train, work.own.validation_split_ratio, core.train_seed)
     return Prepared(train, held, ledger, train.fingerprint())
 
 
-def _side(
-    datasets: Sequence[DatasetOptions] | None,
-    key: str,
-    seed: int,
-    core: CoreOptions,
-    format: Callable[[str], Offer],
-    tokenizer: Any,
-    report: Callable[[str], None],
-    ledger: Ledger,
-) -> Corpus:
+def _side(datasets: Sequence[DatasetOptions] | None, key: str, seed: int, work: Work, ledger: Ledger) -> Corpus:
     if not datasets:
         raise DataError("no data set is configured", key, f'add a table [[{key}]] with path and type = "text"')
     gathered = Gathered()
     for index, options in enumerate(datasets):
         where = f"{key}[{index}]"
-        job = Job(format(options.type), options.format_options, core, tokenizer)
+        job = Job(work.format(options.type), options.format_options, work.core, work.own, work.tokenizer)
         form = job.build()
+        limit, how = work.core.sequence_len, "split"
+        if form.overlong != "split":
+            limit, how = work.own.max_length or limit, work.own.truncation_strategy
         source = open_source(options, where, seed)
-        own = Ledger()
+        counted = Ledger()
         first_file = gathered.open(source.files)
-        progress = _progress(report, f"{where} {options.path}")
-        for row in encode(source, job, form, progress):
-            gathered.add(row, first_file, form.overlong, core, own)
-        _check(own, options, where, core.max_bad_rows)
-        for line in own.lines():
-            report(f"{where} {options.path}: {line}")
-        ledger.add(own)
+        for row in encode(source, job, form, _progress(work.report, f"{where} {options.path}")):
+            gathered.add(row, first_file, limit, how, counted)
+        _check(counted, options, where, work.own.max_bad_rows)
+        for line in counted.lines():
+            work.report(f"{where} {options.path}: {line}")
+        ledger.add(counted)
     gathered.check_kinds(key)
     return gathered.corpus()
 
@@ -101,22 +103,22 @@ class Gathered:
         self.files += names
         return len(self.files) - len(names)
 
-    def add(self, row: list[Encoded], first_file: int, overlong: str, core: CoreOptions, ledger: Ledger) -> None:
+    def add(self, row: list[Encoded], first_file: int, limit: int, how: str, ledger: Ledger) -> None:
         """Place the samples of one row and count what became of them. A row's fate is that of its first sample that is used."""
         for sample in row:
             if sample.tokens is None:
                 ledger.refuse(f"{self.files[first_file + sample.file]}:{sample.number}", sample.reason)
                 return
         ledger.rows_read += 1
-        fates = [self._place(sample, first_file, overlong, core, ledger) for sample in row] or ["empty"]
+        fates = [self._place(sample, first_file, limit, how, ledger) for sample in row] or ["empty"]
         used = [fate for fate in fates if fate in ("kept", "split", "truncated")]
         if used:
             ledger.rows[used[0]] += 1
         else:
             ledger.dropped_rows[fates[0]] += 1
 
-    def _place(self, sample: Encoded, first_file: int, overlong: str, core: CoreOptions, ledger: Ledger) -> str:
-        """Place one sample; returns its fate, or the reason why it is dropped."""
+    def _place(self, sample: Encoded, first_file: int, limit: int, how: str, ledger: Ledger) -> str:
+        """Place one sample, at most ``limit`` tokens of it unless it is split (``how``). Returns its fate, or why it is dropped."""
         tokens, weights = sample.tokens, sample.weights
         assert tokens is not None
         assert weights is not None
@@ -124,13 +126,11 @@ class Gathered:
         kind = self.kinds[sample.kind]
         kind[0] += 1
         self.markers.setdefault(sample.kind, sample.marker)
-        limit = core.sequence_len if overlong == "split" else core.max_length or core.sequence_len
         fate, dropped = "kept", ""
         if not (weights[1:] > 0).any():
             dropped = UNTRAINED
         elif len(tokens) > limit:
             kind[1] += 1
-            how = "split" if overlong == "split" else core.truncation_strategy
             fate = "split" if how == "split" else "truncated"
             if how == "delete":
                 dropped = "longer than max_length"

@@ -17,7 +17,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from surogate_core.config.options import CoreOptions
 from surogate_core.errors import DataError
 
 _CHATML = """{%- set system = messages[0].content if messages and messages[0].role == 'system' else '' -%}
@@ -112,8 +111,8 @@ def named_template(name: str) -> str:
     )
 
 
-def apply_template(core: CoreOptions, tokenizer: Any) -> None:
-    """Give the tokenizer the template that ``template`` names, if it names one: it is saved with the tokenizer, so that what serves
+def apply_template(template: str | None, tokenizer: Any) -> None:
+    """Give the tokenizer the chat template of this name, if it names one: it is saved with the tokenizer, so that what serves
     the model renders as training did."""
-    if core.template is not None:
-        tokenizer.chat_template = named_template(core.template)
+    if template is not None:
+        tokenizer.chat_template = named_template(template)

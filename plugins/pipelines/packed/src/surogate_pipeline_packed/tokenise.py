@@ -24,7 +24,8 @@ from surogate_core.config.options import CoreOptions
 from surogate_core.contracts import Format, FormatContext, Sample
 from surogate_core.errors import BadRow, DataError
 from surogate_core.offers import Offer
-from surogate_pipeline_packed.chat import Renderer, weigh
+from surogate_pipeline_packed.chat import Renderer, background, weigh
+from surogate_pipeline_packed.plugin import Options
 from surogate_pipeline_packed.read import Row, Source
 
 CHUNK = 256
@@ -39,13 +40,16 @@ class Job:
     offer: Offer
     options: Any
     core: CoreOptions
+    own: Options
     tokenizer: Any
 
     def build(self) -> Format:
         context = FormatContext(
             config=self.core,
             tokenizer=self.tokenizer,
-            render=Renderer.of(self.core, self.tokenizer),
+            system=self.own.system,
+            background=background(self.own.loss_scale),
+            render=Renderer.of(self.own, self.tokenizer),
             weigh=partial(weigh, self.tokenizer),
         )
         return self.offer.load()(self.options, context)
@@ -96,10 +100,10 @@ def _arrays(row: Row, result: Sequence[Sample] | BadRow) -> list[Encoded]:
     ]
 
 
-def workers_for(core: CoreOptions, form: Format, size: int) -> int:
+def workers_for(own: Options, form: Format, size: int) -> int:
     """Processes to encode with: as configured, or none for small data and formats whose tokenizer is parallel itself."""
-    if core.dataloader_num_workers is not None:
-        return core.dataloader_num_workers
+    if own.dataloader_num_workers is not None:
+        return own.dataloader_num_workers
     if size < SMALL_BYTES or hasattr(form, "encode_batch"):
         return 0
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -109,7 +113,7 @@ def encode(source: Source, job: Job, form: Format, report: Callable[[int], None]
     """What each row of ``source`` gives, in order. ``report`` is told the number of rows done."""
     rows = source.rows()
     chunks = iter(lambda: list(islice(rows, CHUNK)), [])
-    workers = workers_for(job.core, form, source.size)
+    workers = workers_for(job.own, form, source.size)
     done = 0
     for results in _spread(chunks, job, workers) if workers else (encode_rows(form, chunk) for chunk in chunks):
         yield from results
