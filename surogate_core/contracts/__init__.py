@@ -1,0 +1,37 @@
+"""What the objects built from offers must do, and what they are given. Protocols and frozen records; nothing to inherit from.
+
+torch is imported for type checking only: this package is read by plugins that are merely being listed.
+"""
+
+from surogate_core.contracts.context import Context, Decision, FormatContext, LoggerContext, PipelineContext, RunInfo
+from surogate_core.contracts.data import Batch, Batches, Data, Format, Pipeline, Sample, Step
+from surogate_core.contracts.model import Adapter, ModelSource, Outline, Recipe, Site, SiteKind
+from surogate_core.contracts.training import Logger, Optimizer, OptimizerState, Parallelism, ParamGroup, Schedule
+
+__all__ = [
+    "Adapter",
+    "Batch",
+    "Batches",
+    "Context",
+    "Data",
+    "Decision",
+    "Format",
+    "FormatContext",
+    "Logger",
+    "LoggerContext",
+    "ModelSource",
+    "Optimizer",
+    "OptimizerState",
+    "Outline",
+    "Parallelism",
+    "ParamGroup",
+    "Pipeline",
+    "PipelineContext",
+    "Recipe",
+    "RunInfo",
+    "Sample",
+    "Schedule",
+    "Site",
+    "SiteKind",
+    "Step",
+]

@@ -1,0 +1,82 @@
+"""What a build function is given, and what observers see and say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attrs import field, frozen
+
+if TYPE_CHECKING:
+    from surogate_core.config.options import CoreOptions
+    from surogate_core.contracts.data import Sample
+    from surogate_core.offers import Offer
+
+
+@frozen(kw_only=True)
+class Context:
+    """For models, recipes, adapters, optimizers, schedules and parallelisms: the core's options and the device ("cpu", "cuda")."""
+
+    config: CoreOptions
+    device: str = "cpu"
+
+
+@frozen(kw_only=True)
+class PipelineContext(Context):
+    """For pipelines. ``format`` gives the offer of a data set format by the name that ``type`` has in ``[[datasets]]``."""
+
+    format: Callable[[str], Offer]
+
+
+@frozen(kw_only=True)
+class FormatContext(Context):
+    """For dataset formats; made by the pipeline.
+
+    tokenizer  a transformers tokenizer
+    system     the system prompt for conversations that have none
+    background  weight of text that is not the answer: 0, or 1 where everything is trained
+    render     ``render(messages, tools=None, kind="conversation") -> Sample``, through the tokenizer's chat template
+    weigh      ``weigh(text, spans, kind, marker, special=False) -> Sample``: tokens of a text, each with the weight of the last
+               span (start, stop, weight), in characters, in which it starts; ``special`` adds the tokenizer's own tokens
+    """
+
+    tokenizer: Any
+    system: str | None
+    background: float
+    render: Callable[..., Sample]
+    weigh: Callable[..., Sample]
+
+
+@frozen(kw_only=True)
+class LoggerContext(Context):
+    """For loggers. ``resumed`` is the step a continued run starts from, 0 for a new one. ``terminal`` is false when output is
+    piped; ``quiet`` asks for problems only."""
+
+    output_dir: Path
+    run_name: str
+    resumed: int
+    terminal: bool
+    quiet: bool
+
+
+@frozen(kw_only=True)
+class Decision:
+    """Returned by ``step_finished`` or ``evaluated``: the loop applies it and logs it with its owner."""
+
+    reason: str
+    stop: bool = False
+    scale_lr: float = field(default=1.0)
+
+
+@frozen(kw_only=True)
+class RunInfo:
+    """What every observer is told about the run."""
+
+    config: Any
+    plan: Any
+    output_dir: Path
+    resumed: int
+    total_steps: int
+    terminal: bool
+    quiet: bool

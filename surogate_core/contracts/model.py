@@ -1,0 +1,125 @@
+"""Models: their sites, where they come from, and what fills the slots of their linear layers.
+
+Shapes: B rows of a micro-batch, S positions of a row, K inputs and N outputs of a linear layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from attrs import frozen
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from surogate_core.contracts.data import Batch
+
+
+SiteKind = Literal["linear", "stacked_linear", "norm", "activation", "attention", "embedding", "head"]
+
+
+@frozen(kw_only=True)
+class Site:
+    """A place in the model that offers may claim.
+
+    name   the module's qualified name, ``model.layers.0.self_attn.q_proj``
+    kind   only ``linear`` sites have the three slots storage, compute and adapter
+    shape  (N, K) of a linear's weight; (E, ...) of stacked experts; the module's parameter shape otherwise
+    layer  index of the decoder block, None outside of the blocks
+    """
+
+    name: str
+    kind: SiteKind
+    shape: tuple[int, ...]
+    bias: bool = False
+    layer: int | None = None
+
+    @property
+    def role(self) -> str:
+        """Last part of the name: ``q_proj``."""
+        return self.name.rpartition(".")[2]
+
+
+@frozen(kw_only=True)
+class Outline:
+    """A model before its weights are read: its family, its sites, and the shapes of all of its parameters."""
+
+    model_type: str
+    sites: tuple[Site, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+
+class ModelSource(Protocol):
+    """Where models come from, and how they run on packed batches."""
+
+    def outline(self) -> Outline:
+        """Read the model's configuration alone, no weights. Raises ModelError."""
+
+    def tokenizer(self) -> Any:
+        """The model's tokenizer. Raises ModelError where there is none."""
+
+    def load(
+        self,
+        computes: Mapping[str, Callable[..., Tensor]],
+        adapters: Mapping[str, nn.Module],
+        *,
+        device: torch.device,
+        weights: Path | None = None,
+        notice: Callable[[str], None] = lambda text: None,
+    ) -> nn.Module:
+        """The model with its weights (those in the directory ``weights``, if given), in training mode, the compute and adapter
+        slots of the named linear layers filled. Adapters come on the meta device and get memory, but no values. Raises
+        ModelError."""
+
+    def ready(self, model: nn.Module) -> str | None:
+        """Called once when everything in the model has its values; may look how it behaves. Returns a remark for the user."""
+
+    def blocks(self, model: nn.Module) -> Sequence[nn.Module]:
+        """The decoder layers."""
+
+    def recompute(self, model: nn.Module) -> None:
+        """From now on keep only the inputs of each decoder layer for the backward pass. Raises ModelError."""
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Sum over the batch of weight × cross-entropy, nats: a differentiable scalar, float32 or wider. Documents that share a row
+        must not see each other."""
+
+    def save(self, model: nn.Module, tokenizer: Any, directory: Path) -> None:
+        """Write model and tokenizer in the ecosystem's layout; ``load`` with ``weights`` reads them back bit for bit."""
+
+
+class Recipe(Protocol):
+    """Fills the compute slot: the three GEMMs of a linear layer, their rounding and scales."""
+
+    def claim(self, site: Site) -> str | None:
+        """None to take the site; otherwise a short reason why it stays in the model's own dtype."""
+
+    def linear(self, site: Site) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+        """The compute of one claimed site: ``f(x, weight, bias) -> y`` with x (..., K), weight (N, K), y (..., N).
+        A ``torch.nn.Module`` becomes part of the model, so that its buffers (scales) are in the checkpoint."""
+
+
+class Adapter(Protocol):
+    """Fills the adapter slot of the linears that it claims. The base weights are frozen."""
+
+    def claim(self, site: Site) -> str | None:
+        """None to take the site; otherwise why not (it is printed when a requested target matches nothing)."""
+
+    def linear(self, site: Site) -> nn.Module:
+        """A module called as ``adapter(x, y) -> y'`` with the input and the base output of the layer. Its parameters are the
+        trainable ones. It is made on the meta device when the plan is made, and given its initial values by ``reset``."""
+
+    def reset(self, module: nn.Module, generator: torch.Generator) -> None:
+        """Fill the module's parameters in place with their initial values, drawn from ``generator`` alone."""
+
+    def save(self, modules: Mapping[str, nn.Module], directory: Path, base_model: str) -> None:
+        """Write the adapter in the ecosystem's format (PEFT). ``modules`` maps site names to adapter modules."""
+
+    def load(self, modules: Mapping[str, nn.Module], directory: Path) -> None:
+        """Read back what ``save`` wrote, bit for bit."""
+
+    def delta(self, module: nn.Module) -> Tensor:
+        """What merging adds to the base weight: (N, K), in float32."""

@@ -1,0 +1,73 @@
+"""Training: update rules, schedules, processes, and where records go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from attrs import frozen
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+
+@frozen(kw_only=True)
+class ParamGroup:
+    """Parameters that share a weight decay, with their names in the model, in the model's order."""
+
+    names: tuple[str, ...]
+    params: tuple[Tensor, ...]
+    weight_decay: float
+
+
+class Optimizer(Protocol):
+    """An update rule. Unbound until the model exists, so that the plan can ask for its memory."""
+
+    def state_bytes(self, shape: tuple[int, ...]) -> int:
+        """Bytes of state for one parameter of this shape."""
+
+    def bind(self, groups: Sequence[ParamGroup], seed: int) -> OptimizerState:
+        """Allocate zero states for these parameters. ``seed`` feeds every random choice of the rule."""
+
+
+class OptimizerState(Protocol):
+    def step(self, lr: Tensor, step: int) -> None:
+        """Update all parameters in place from their ``.grad``. ``lr`` is a float32 scalar on the device (gradients are already
+        clipped); ``step`` counts from 1. Must not read a value back from the device."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Flat names → tensors, all that is needed to continue bit for bit."""
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Raises ResumeError naming what is missing or has another shape."""
+
+
+Schedule = Callable[[float], float]
+"""Progress through the decay phase in [0, 1] → the factor between 1 (base rate) and 0 (``final_lr_fraction``)."""
+
+
+class Logger(Protocol):
+    def log(self, record: Mapping[str, Any]) -> None:
+        """One record of plain JSON values. ``record["kind"]`` is "run", "ledger", "step", "eval", "checkpoint", "notice",
+        "decision" or "end"; see ``docs/metrics.md``."""
+
+    def close(self) -> None: ...
+
+
+class Parallelism(Protocol):
+    """Where processes run and how state is sharded. Exactly one per run; the built-in ``single`` does nothing, so the loop has
+    no "if distributed"."""
+
+    rank: int
+    world_size: int
+
+    def device(self) -> torch.device: ...
+
+    def wrap(self, model: nn.Module) -> nn.Module: ...
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Sum over all ranks, on the device."""
+
+    def rows(self, rows: Sequence[Any]) -> Iterator[Any]:
+        """This rank's share of the rows of one optimizer step."""
