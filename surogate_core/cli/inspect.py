@@ -1,8 +1,7 @@
-"""The commands that look and change nothing: ``validate``, ``plan``, ``explain``, ``plugins``, ``schema``."""
+"""The commands that look and change nothing: ``validate``, ``plan``, ``explain``, ``plugins``."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
@@ -51,7 +50,7 @@ def explain(words: tuple[str, ...]) -> None:
     Without CONFIG, the keys of this installation with their defaults.
     """
     from surogate_core.config import load
-    from surogate_core.config.schema import rows
+    from surogate_core.config.explain import rows
     from surogate_core.host import load_host
 
     left = list(words)
@@ -88,20 +87,3 @@ def plugins() -> None:
         click.echo(f"broken: {broken.owner} ({broken.name}): {broken.error}")
     for problem in host.collisions:
         click.echo("collision: " + "\n".join(problem.lines()))
-
-
-@click.command()
-@debug
-@click.option("--output", "target", type=click.Path(path_type=Path), metavar="FILE", help="Write to FILE instead of stdout.")
-@click.option("--markdown", is_flag=True, help="The reference of all keys as a page, instead of JSON Schema.")
-def schema(target: Path | None, markdown: bool) -> None:
-    """Print the JSON Schema (draft 2020-12) of a configuration for this installation, for editors."""
-    from surogate_core.config import schema as describe
-    from surogate_core.host import load_host
-
-    host = load_host()
-    text = describe.markdown(host) if markdown else json.dumps(describe.json_schema(host), indent=2) + "\n"
-    if target:
-        target.write_text(text, encoding="utf-8")
-    else:
-        click.echo(text, nl=False)

@@ -28,8 +28,6 @@ COMMANDS = {
     "plan": ("surogate_core.cli.inspect:plan", "Show what a run would build, and its memory, steps and parameters."),
     "explain": ("surogate_core.cli.inspect:explain", "Show value, origin and owner of each key."),
     "plugins": ("surogate_core.cli.inspect:plugins", "List the installed plugins and what they offer."),
-    "doctor": ("surogate_core.cli.doctor:doctor", "Show versions, devices and what is wrong, ready to paste."),
-    "schema": ("surogate_core.cli.inspect:schema", "Print the JSON Schema of the installed keys."),
 }
 EPILOG = 'Shell completion: eval "$(_SUROGATE_COMPLETE=bash_source surogate)" (or zsh_source, fish_source).'
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -76,14 +75,6 @@ def test_plugins_lists_offers_broken_plugins_and_collisions(surogate: Callable[.
     done = surogate("plugins")
     assert done.exit_code == 0
     assert "broken: surogate-theirs 0.2 (theirs): PluginError: unknown hook 'register_recipies'" in done.stdout
-
-
-def test_schema(surogate: Callable[..., Result], tmp_path: Path) -> None:
-    printed = surogate("schema")
-    assert json.loads(printed.stdout)["properties"]["lora_rank"]["default"] == 16
-    assert surogate("schema", "--output", tmp_path / "s.json").stdout == ""
-    assert (tmp_path / "s.json").read_text() == printed.stdout
-    assert "| `lora_rank` | a whole number >= 1 | `16` | surogate-stand-in | Rank. |" in surogate("schema", "--markdown").stdout
 
 
 def test_explain_needs_no_data_and_validate_does(surogate: Callable[..., Result], tmp_path: Path) -> None:

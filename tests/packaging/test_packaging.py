@@ -189,14 +189,11 @@ def code_lines(path: Path) -> int:
     return len(kept)
 
 
-CORE_CODE = 5750
-"""Lines of code of the core. The aim is 3,500; this figure only ever goes down."""
-
-
-def test_the_core_does_not_grow() -> None:
+def test_the_core_is_small() -> None:
+    """Below 3,500 lines of code. Blank lines, comments and docstrings are not counted: the house asks for them."""
     core = [path for path in sources(".py") if path.is_relative_to(ROOT / "surogate_core")]
     assert len(core) > 10
-    assert sum(map(code_lines, core)) <= CORE_CODE
+    assert sum(map(code_lines, core)) < 3500
 
 
 def test_no_source_file_is_long() -> None:

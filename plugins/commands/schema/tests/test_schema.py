@@ -6,15 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
+from surogate_command_schema.command import schema as command
+from surogate_command_schema.schema import json_schema, markdown
 
 from surogate_core.config import load
 from surogate_core.config.catalogue import catalogue
 from surogate_core.config.known import NOT_BUILT
-from surogate_core.config.schema import json_schema, markdown, rows
 from surogate_core.errors import ConfigError
 from surogate_core.host import Host, load_host
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[4]
 CHAT = {"path": "owner/name", "type": "conversation"}
 MINIMAL: dict[str, Any] = {"model": "owner/model", "datasets": [CHAT]}
 TYPES: dict[str, Any] = {
@@ -26,6 +28,11 @@ TYPES: dict[str, Any] = {
     "object": dict,
     "null": type(None),
 }
+
+
+@pytest.fixture(scope="module")
+def host() -> Host:
+    return load_host()
 
 
 def valid(value: Any, schema: dict[str, Any]) -> bool:
@@ -120,36 +127,12 @@ def test_schema_has_every_key_with_its_documentation(host: Host) -> None:
     for key in catalogue(host).keys.values():
         assert key.doc in schema["properties"][key.name]["description"]
     assert schema["properties"]["lora_rank"] == {
-        "description": "Rank. (surogate-stand-in 3.1)",
+        "description": f"Rank of the update of each adapted layer. ({host.offer('adapters', 'lora').owner})",
         "type": "integer",
         "default": 16,
         "minimum": 1,
     }
     assert {path.partition(".")[0] for path in NOT_BUILT} <= set(schema["properties"])
-
-
-def test_explain_shows_value_origin_owner_and_documentation(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_TOKEN", "hush")
-    config = load({**MINIMAL, "run_name": "${HF_TOKEN}", "fp8_window": 4}, host, [("lora-rank", "8")])
-    (row,) = rows(host, config, "lora-rank")
-    assert (row.key, row.value, row.origin, row.owner) == ("lora_rank", "8", "command line", "surogate-stand-in 3.1")
-    assert (row.wanted, row.doc) == ("a whole number >= 1", "Rank.")
-    (row,) = rows(host, config, "run_name")
-    assert row.value == '"${HF_TOKEN}"'
-    (row,) = rows(host, config, "fp8_window")  # not in force, still explained
-    assert (row.value, row.origin) == ("4", "mapping")
-    assert [row.key for row in rows(host, config, "messages_field")] == ["datasets.0.messages_field"]
-    assert len(rows(host, config, "datasets.0")) == 9
-    assert len({row.key for row in rows(host, config)}) == len(rows(host, config))
-
-
-def test_explain_without_a_configuration(host: Host) -> None:
-    (row,) = rows(host, None, "save_steps")
-    assert (row.value, row.origin, row.owner) == ("50", "", "surogate")
-    assert rows(host, None, "model")[0].value == "required"
-    assert rows(host, None, "qlora_fp4")[0].doc == "Not available in this version."
-    with pytest.raises(ConfigError, match='did you mean "save_steps"'):
-        rows(host, None, "save_step")
 
 
 def section(page: str, title: str) -> str:
@@ -172,3 +155,12 @@ def test_the_page_has_every_key_of_every_offer(host: Host) -> None:
     known = catalogue(host)
     for key in (*known.keys.values(), *known.base.values(), *(k for own in known.formats.values() for k in own.values())):
         assert re.search(rf"^\| `{key.name}` \| [^|]+ \| [^|]+ \| {str(key.owner).split()[0]} \| ", page, re.MULTILINE), key.name
+
+
+def test_the_command_prints_and_writes(tmp_path: Path) -> None:
+    printed = CliRunner().invoke(command, [])
+    assert json.loads(printed.stdout)["properties"]["lora_rank"]["default"] == 16
+    assert CliRunner().invoke(command, ["--output", str(tmp_path / "s.json")]).stdout == ""
+    assert (tmp_path / "s.json").read_text() == printed.stdout
+    page = CliRunner().invoke(command, ["--markdown"]).stdout
+    assert "| `lora_rank` | a whole number >= 1 | `16` | surogate-adapter-lora | " in page

@@ -4,12 +4,28 @@ from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
-from click.testing import Result
+from click.testing import CliRunner, Result
+from surogate_command_doctor import doctor, plugin
 
-from surogate_core.cli import doctor
+from surogate_core.cli.main import main
 from surogate_core.hookspecs import hookimpl
 from surogate_core.host import Host, load_host
-from surogate_core.offers import Owner
+from surogate_core.offers import Offer, Owner
+
+
+@pytest.fixture
+def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[Host], None]:
+    """Make the command report on this host."""
+    return lambda host: monkeypatch.setattr("surogate_core.host.load_host", lambda *_, **__: host)
+
+
+@pytest.fixture
+def surogate(use: Callable[[Host], None]) -> Callable[..., Result]:
+    offers = {"recipes": "bf16", "models": "transformers"}
+    hooks = {f"register_{kind}": hookimpl(lambda name=name: [Offer(name, None, build="x:y")]) for kind, name in offers.items()}
+    plain = SimpleNamespace(register_commands=hookimpl(plugin.register_commands), **hooks)
+    use(load_host([("stand-in", plain, Owner("surogate-stand-in", "3.1"))], discover=False))
+    return lambda *words: CliRunner().invoke(main, list(words))
 
 
 def test_names_versions_plugins_devices_and_disk(surogate: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,7 +36,7 @@ def test_names_versions_plugins_devices_and_disk(surogate: Callable[..., Result]
     labels = {line.split()[0] for line in done.stdout.splitlines() if line}
     assert {"surogate", "python", "system", "torch", "transformers", "plugin", "GPU", "cache", "disk"} <= labels
     assert "GPU           NVIDIA H200, 143771 MiB, 9.0, 580.1" in done.stdout
-    assert "surogate-stand-in 3.1: models transformers, pipelines packed, recipes bf16, adapters lora" in done.stdout
+    assert "surogate-stand-in 3.1: models transformers, recipes bf16, commands doctor" in done.stdout
     assert done.stdout.rstrip().endswith("nothing is wrong")
 
 
@@ -38,7 +54,9 @@ def test_says_what_is_wrong_and_how_to_mend_it(
     surogate: Callable[..., Result], use: Callable[[Host], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bad = SimpleNamespace(register_recipies=hookimpl(lambda: []))
-    use(load_host([("theirs", bad, Owner("surogate-theirs", "0.2"))], discover=False))
+    good = SimpleNamespace(register_commands=hookimpl(plugin.register_commands))
+    theirs, ours = Owner("surogate-theirs", "0.2"), Owner("surogate-command-doctor", "1")
+    use(load_host([("theirs", bad, theirs), ("command-doctor", good, ours)], discover=False))
     monkeypatch.setattr(doctor, "ROOM", 2**80)
     monkeypatch.setattr(doctor, "installed", lambda name: {"torch": "2.10.1+cpu"}.get(name))
     out = surogate("doctor").stdout
@@ -46,7 +64,7 @@ def test_says_what_is_wrong_and_how_to_mend_it(
     assert 'torch 2.10.1+cpu: 2.11 or newer is needed: pip install "torch>=2.11"' in wrong
     assert "transformers is missing: 5.17 or newer is needed" in wrong
     assert "surogate-theirs 0.2 does not load" in wrong
-    assert "no plugin is installed: pip install" in wrong
+    assert "no plugin can load a model: pip install" in wrong
     assert "GiB free: free some" in wrong
 
 

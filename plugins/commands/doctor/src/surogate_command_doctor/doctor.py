@@ -110,8 +110,8 @@ def doctor(full: bool) -> None:
     for plugin in host.plugins:
         offers = ", ".join(f"{kind} {offer.name}" for kind, offer in plugin.offers)
         line("plugin", f"{plugin.owner}: {offers or 'hooks only'}")
-    if {plugin.owner.distribution for plugin in host.plugins} <= {"surogate"}:
-        wrong.append("no plugin is installed: pip install surogate-recipe-bf16 and those that your configuration names")
+    if not host.offers("models"):
+        wrong.append("no plugin can load a model: pip install surogate-model-transformers and what your configuration names")
     for broken in host.broken:
         line("broken", f"{broken.owner} ({broken.name}): {broken.error}")
         wrong.append(f"{broken.owner} does not load: pip install --force-reinstall {broken.owner.distribution}, or uninstall it")

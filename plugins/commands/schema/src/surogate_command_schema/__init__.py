@@ -1,0 +1,3 @@
+"""`surogate schema`."""
+
+__version__ = "0.1.0.dev0+src"

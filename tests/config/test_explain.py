@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from surogate_core.config import load
+from surogate_core.config.explain import rows
+from surogate_core.errors import ConfigError
+from surogate_core.host import Host
+
+MINIMAL: dict[str, Any] = {"model": "owner/model", "datasets": [{"path": "owner/name", "type": "conversation"}]}
+
+
+def test_explain_shows_value_origin_owner_and_documentation(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hush")
+    config = load({**MINIMAL, "run_name": "${HF_TOKEN}", "fp8_window": 4}, host, [("lora-rank", "8")])
+    (row,) = rows(host, config, "lora-rank")
+    assert (row.key, row.value, row.origin, row.owner) == ("lora_rank", "8", "command line", "surogate-stand-in 3.1")
+    assert (row.wanted, row.doc) == ("a whole number >= 1", "Rank.")
+    (row,) = rows(host, config, "run_name")
+    assert row.value == '"${HF_TOKEN}"'
+    (row,) = rows(host, config, "fp8_window")  # not in force, still explained
+    assert (row.value, row.origin) == ("4", "mapping")
+    assert [row.key for row in rows(host, config, "messages_field")] == ["datasets.0.messages_field"]
+    assert len(rows(host, config, "datasets.0")) == 9
+    assert len({row.key for row in rows(host, config)}) == len(rows(host, config))
+
+
+def test_explain_without_a_configuration(host: Host) -> None:
+    (row,) = rows(host, None, "save_steps")
+    assert (row.value, row.origin, row.owner) == ("50", "", "surogate")
+    assert rows(host, None, "model")[0].value == "required"
+    assert rows(host, None, "qlora_fp4")[0].doc == "Not available in this version."
+    with pytest.raises(ConfigError, match='did you mean "save_steps"'):
+        rows(host, None, "save_step")
