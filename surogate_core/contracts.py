@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from attrs import field, frozen
 
@@ -41,13 +41,16 @@ class FormatContext(Context):
 @frozen(kw_only=True)
 class LoggerContext(Context):
     """For loggers. ``resumed`` is the step a continued run starts from, 0 for a new one. ``terminal`` is false when output is
-    piped; ``quiet`` asks for problems only."""
+    piped; ``quiet`` asks for problems only. ``state`` is what the logger's ``state()`` said (:class:`KeepsState`) when the
+    checkpoint that is continued was saved, empty for a new run. ``notice`` tells the user a sentence."""
 
     output_dir: Path
     run_name: str
     resumed: int
     terminal: bool
     quiet: bool
+    state: Mapping[str, Any] = field(factory=dict)
+    notice: Callable[[str], None] = field(default=lambda text: None)
 
 
 # ---------------------------------------------------------------- sites of a model
@@ -171,11 +174,21 @@ class Format(Protocol):
 
 
 class Logger(Protocol):
+    """``log`` and ``close`` are called from one thread of the logger's own, so they may take their time; ``build`` is not."""
+
     def log(self, record: Mapping[str, Any]) -> None:
         """One record of plain JSON values. ``record["kind"]`` is "run", "ledger", "step", "eval", "checkpoint", "notice",
         "decision" or "end"; see ``docs/metrics.md``."""
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class KeepsState(Protocol):
+    """A logger that has to know in a continued run what it was in the earlier one: the id of its run."""
+
+    def state(self) -> Mapping[str, Any]:
+        """Plain JSON values, kept in every checkpoint. Called while one is being saved, from the thread of the training."""
 
 
 class Parallelism(Protocol):

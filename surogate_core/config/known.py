@@ -87,11 +87,6 @@ NOT_BUILT: dict[str, Any] = {
     "router_z_loss_coef": None,
     # logging and diagnostics
     "log_gpu_util": 100,
-    "wandb_project": None,
-    "wandb_name": None,
-    "aim_experiment": None,
-    "aim_repo": None,
-    "aim_name": None,
     "debug_time_breakdown": False,
     "debug_memory_breakdown": False,
     "auto_lr_reduction": False,
@@ -104,7 +99,6 @@ NOT_BUILT_NAMES: dict[str, tuple[str, ...]] = {
     "optimizer": ("normuon",),
     "adapter": ("prefix", "prompt", "bottleneck"),
     "type": ("auto",),
-    "report_to": ("wandb", "aim"),
 }
 
 HOMES: dict[str, str] = {
@@ -114,6 +108,11 @@ HOMES: dict[str, str] = {
     "lora_dtype": "surogate-adapter-lora",
     "lora_target_modules": "surogate-adapter-lora",
     "log_file": "surogate-logger-jsonl",
+    "wandb_project": "surogate-logger-wandb",
+    "wandb_name": "surogate-logger-wandb",
+    "aim_experiment": "surogate-logger-aim",
+    "aim_repo": "surogate-logger-aim",
+    "aim_name": "surogate-logger-aim",
     "text_field": "surogate-dataset-text",
     "instruction_field": "surogate-dataset-instruction",
     "output_field": "surogate-dataset-instruction",
@@ -139,4 +138,6 @@ NAME_HOMES: dict[tuple[str, str], str] = {
     ("type", "conversation"): "surogate-dataset-conversation",
     ("report_to", "console"): "surogate-logger-console",
     ("report_to", "jsonl"): "surogate-logger-jsonl",
+    ("report_to", "wandb"): "surogate-logger-wandb",
+    ("report_to", "aim"): "surogate-logger-aim",
 }
