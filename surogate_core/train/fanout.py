@@ -66,7 +66,7 @@ class Fanout:
 
 
 class _Feed:
-    """One logger with its queue and its thread, which starts with the first record. Only that thread calls ``log`` and ``close``."""
+    """One logger with its queue and its thread, which alone calls ``log`` and ``close``; it starts with the first record."""
 
     def __init__(self, offer: Offer, logger: Logger, notice: Callable[[str], None], waiting: int):
         self.queue: SimpleQueue[dict[str, Any] | threading.Event | None] = SimpleQueue()

@@ -21,8 +21,8 @@ from surogate_core.offers import Owner
 from surogate_core.plan import Plan
 from surogate_core.train import drift
 from surogate_core.train.checkpoint import Checkpoints, Saved, room, set_aside
-from surogate_core.train.loop import Job, Progress, train
 from surogate_core.train.fanout import Fanout
+from surogate_core.train.loop import Job, Progress, train
 from surogate_core.train.records import Records, redact
 from surogate_core.train.run import Summary, resume_command
 from surogate_core.train.setup import Trainee, bind_optimizer, build

@@ -1,7 +1,7 @@
 """The logger: curves as Aim's metrics, one for each name; settings as attributes of the run; events as its log records.
 
-Aim is imported, and its repository opened, when the ``run`` record comes, in the thread that feeds this logger (a new repository takes
-seconds). Only then is the run's hash known; a checkpoint that is saved earlier waits for it.
+Aim is imported, and its repository opened, when the ``run`` record comes, in the thread that feeds this logger: a new one takes
+seconds. Only then is the run's hash known; a checkpoint that is saved earlier waits for it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from surogate_core.contracts import LoggerContext
 from surogate_core.curves import curves
 from surogate_logger_aim.plugin import Options
 
-OPENING = 60.0
+OPENING = 30.0
 """Seconds that the first checkpoint waits for the hash of a run whose repository is still being made."""
 
 

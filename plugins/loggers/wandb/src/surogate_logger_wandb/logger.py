@@ -1,7 +1,7 @@
 """The logger: curves as wandb's history, one row a step; settings as its config; events as lines of its log.
 
-wandb is asked for nothing before the ``run`` record comes, in the thread that feeds this logger: neither an import nor a server that
-does not answer holds up the training. What ``WANDB_*`` says is respected wherever the configuration says nothing. Without a key the
+wandb is imported when the ``run`` record comes, in the thread that feeds this logger: neither the import nor a server that does not
+answer holds up the training. What ``WANDB_*`` says is respected wherever the configuration says nothing. Without a key the
 run is offline, so that nothing prompts.
 """
 
@@ -76,11 +76,12 @@ class WandbRun:
 
         named = self._options.wandb_name or (None if "WANDB_NAME" in os.environ else self._context.run_name)
         offline = self.mode == "offline" or os.environ.get("WANDB_MODE") == "offline"
-        settings: dict[str, Any] = {"reinit": "create_new"}
-        if "WANDB_CONSOLE" not in os.environ:
-            settings["console"] = "off"  # the lines of the terminal come as records
-        if "WANDB_SILENT" not in os.environ:
-            settings["silent"] = offline or self._context.quiet  # online it says where the run is to be seen
+        defaults = {
+            "console": "off",  # the lines of the terminal come as records
+            "silent": offline or self._context.quiet,  # online it says where the run is to be seen
+            "x_transaction_log_flush_interval": 1.0,  # s; what a killed process loses
+        }
+        unsaid = {name: value for name, value in defaults.items() if f"WANDB_{name.upper()}" not in os.environ}
         self.directory.mkdir(parents=True, exist_ok=True)
         self._run = wandb.init(
             project=self._options.wandb_project,
@@ -90,7 +91,7 @@ class WandbRun:
             dir=str(self.directory),
             mode=self.mode,
             config={**record.get("config", {}), "run": {key: value for key, value in record.items() if key != "config"}},
-            settings=wandb.Settings(**settings),
+            settings=wandb.Settings(reinit="create_new", **unsaid),
         )
         early, self._early = self._early, []
         for one in early:
