@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import struct
-import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -65,20 +64,18 @@ def read_aim() -> Callable[[Path], list[dict[str, Any]]]:
     """What Aim's own query finds in a repository once it is indexed, as `aim up` does: a dictionary for each run."""
 
     def runs(directory: Path) -> list[dict[str, Any]]:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Aim asks SQLAlchemy by old names
-            from aim import Repo
+        from aim import Repo
 
-            repo = Repo(str(directory))
-            repo._recreate_index()
-            found = {run.hash: about(run) for run in repo.iter_runs()}
-            for query in (repo.query_metrics("metric.name != ''", report_mode=0), repo.query_texts("", report_mode=0)):
-                for sequences in query.iter_runs():
-                    for one in sequences:
-                        for step, (value, *_) in one.data.items():
-                            rows = found[one.run.hash]["rows"]
-                            rows.setdefault(step, {})[one.name] = value if isinstance(value, float | int) else value.data
-            return list(found.values())
+        repo = Repo(str(directory))
+        repo._recreate_index()
+        found = {run.hash: about(run) for run in repo.iter_runs()}
+        for query in (repo.query_metrics("metric.name != ''", report_mode=0), repo.query_texts("", report_mode=0)):
+            for sequences in query.iter_runs():
+                for one in sequences:
+                    for step, (value, *_) in one.data.items():
+                        rows = found[one.run.hash]["rows"]
+                        rows.setdefault(step, {})[one.name] = value if isinstance(value, float | int) else value.data
+        return list(found.values())
 
     def about(run: Any) -> dict[str, Any]:
         records = run.get_log_records()

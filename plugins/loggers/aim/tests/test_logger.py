@@ -1,8 +1,7 @@
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,6 @@ from surogate_logger_aim.plugin import Options
 from surogate_core import testing
 from surogate_core.contracts import LoggerContext
 from surogate_core.testing import check_logger
-
-
-@pytest.fixture(autouse=True)
-def old_names() -> Iterator[None]:
-    """Aim asks SQLAlchemy by old names."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def context(notices: list[str] | None = None, *, report_to: Any = ("aim",), **more: Any) -> LoggerContext:

@@ -1,10 +1,11 @@
 """What logging costs a training step: the same steps with no logger and with all four, in interleaved pairs.
 
-    python bench/logging.py [--pairs 10] [--steps 40] [--ms 200]
+    python bench/loggers.py [--pairs 10] [--steps 40] [--ms 200]
 
-A step multiplies matrices for about ``--ms`` milliseconds on ``--threads`` threads and then sends its record, as the loop does. Each
-side of a pair is the median step of its block; which side comes first alternates. Starting up is not counted. The last rows show
-loggers that misbehave.
+A step multiplies matrices for about ``--ms`` milliseconds on ``--threads`` threads, then sends its record, as the loop does. Each
+side of a pair is the mean step of its block; which side comes first alternates. Starting up is not counted. Two figures do not
+depend on what else the machine does: the wall time that the step spends in handing its record over, and the processor time of all threads
+but the one that computes. The last rows show loggers that misbehave.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from attrs import frozen
 
 from surogate_core.config.options import CoreOptions
 from surogate_core.contracts import Logger, LoggerContext
@@ -75,13 +77,22 @@ def computation(milliseconds: float) -> Callable[[], None]:
     return lambda: multiply(count)
 
 
-def block(compute: Callable[[], None], log: Callable[[Mapping[str, Any]], None], first: int, steps: int) -> float:
-    """Median milliseconds of a step."""
-    took = []
+@frozen
+class Block:
+    """Means over the steps of one block, in ms. Means, not medians: what happens now and then counts."""
+
+    step: float
+    handing: float
+    threads: float
+
+
+def block(compute: Callable[[], None], log: Callable[[Mapping[str, Any]], None], first: int, steps: int) -> Block:
+    whole, handing, aside = 0.0, 0.0, time.process_time() - time.thread_time()
     for step in range(first, first + steps):
         begun = time.perf_counter()
         compute()
-        seconds = time.perf_counter() - begun
+        computed = time.perf_counter()
+        seconds = computed - begun
         log(
             {
                 "kind": "step",
@@ -97,14 +108,14 @@ def block(compute: Callable[[], None], log: Callable[[Mapping[str, Any]], None],
                 "tokens_per_s": round(8192 / seconds, 1),
             }
         )
-        took.append((time.perf_counter() - begun) * 1000)
-    return statistics.median(took)
+        ended = time.perf_counter()
+        whole, handing = whole + ended - begun, handing + ended - computed
+    threads = time.process_time() - time.thread_time() - aside
+    return Block(*(1000 * value / steps for value in (whole, handing, threads)))
 
 
-def measure(
-    compute: Callable[[], None], fanout: Fanout, records: Records, pairs: int, steps: int
-) -> tuple[list[float], list[float]]:
-    """(median step without, overhead in per cent) of each pair. ``metrics.jsonl`` is written on both sides: every run has it."""
+def measure(compute: Callable[[], None], fanout: Fanout, records: Records, pairs: int, steps: int) -> list[tuple[Block, Block]]:
+    """(without, with) of each pair. ``metrics.jsonl`` is written on both sides: every run has it."""
 
     def both(record: Mapping[str, Any]) -> None:
         records.write(record)
@@ -113,21 +124,27 @@ def measure(
     fanout.log({"kind": "run", "step": 0, "steps": 10**6, "config": {}})
     fanout.drain()
     block(compute, both, 1, 3)
-    base, over, step = [], [], 10
+    found, step = [], 10
     for pair in range(pairs):
         sides = {}
         for log in (records.write, both) if pair % 2 == 0 else (both, records.write):
             sides[log] = block(compute, log, step, steps)
             step += steps
-        base.append(sides[records.write])
-        over.append((sides[both] / sides[records.write] - 1) * 100)
-    return base, over
+        found.append((sides[records.write], sides[both]))
+    return found
 
 
-def row(name: str, base: Sequence[float], over: Sequence[float], said: str) -> str:
+def row(name: str, found: Sequence[tuple[Block, Block]], said: str) -> str:
+    over = [(loud.step / still.step - 1) * 100 for still, loud in found]
     mean = statistics.mean(over)
-    half = T95.get(len(over), 1.96) * statistics.stdev(over) / math.sqrt(len(over))
-    return f"| {name} | {statistics.median(base):.1f} | {mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f}) | {said} |"
+    half = T95[len(over)] * statistics.stdev(over) / math.sqrt(len(over))
+    base = statistics.median(still.step for still, _ in found)
+    handing, threads = (
+        statistics.mean(getattr(loud, figure) - getattr(still, figure) for still, loud in found)
+        for figure in ("handing", "threads")
+    )
+    interval = f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})"
+    return f"| {name} | {base:.0f} | {interval} | {handing:.3f} | {threads:.3f} | {said} |"
 
 
 def main() -> int:
@@ -139,7 +156,10 @@ def main() -> int:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     compute = computation(given.ms)
-    lines = ["| loggers | step without, ms | slower by, % (95 % interval) | named |", "|---|---|---|---|"]
+    lines = [
+        "| loggers | step without, ms | slower by, % (95 % interval) | handing over, ms | other threads, CPU ms | named |",
+        "|---|---|---|---|---|---|",
+    ]
     with tempfile.TemporaryDirectory(prefix="surogate-bench-", ignore_cleanup_errors=True) as made:
         work = Path(made)
         records = Records(work / "metrics.jsonl", 0)
@@ -152,9 +172,9 @@ def main() -> int:
         for name, chosen, pairs, patience in cases:
             notices: list[str] = []
             fanout = Fanout(chosen, notices.append, patience=patience)
-            base, over = measure(compute, fanout, records, pairs, given.steps)
+            found = measure(compute, fanout, records, pairs, given.steps)
             fanout.close()
-            lines.append(row(name, base, over, f"{len(notices)}×" if notices else "no"))
+            lines.append(row(name, found, f"{len(notices)}×" if notices else "no"))
         records.close()
     print("\n".join(["", *lines]))
     return 0
