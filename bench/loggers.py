@@ -3,9 +3,9 @@
     python bench/loggers.py [--pairs 10] [--steps 40] [--ms 200]
 
 A step multiplies matrices for about ``--ms`` milliseconds on ``--threads`` threads, then sends its record, as the loop does. Each
-side of a pair is the mean step of its block; which side comes first alternates. Starting up is not counted. Two figures do not
-depend on what else the machine does: the wall time that the step spends in handing its record over, and the processor time of all threads
-but the one that computes. The last rows show loggers that misbehave.
+side of a pair is the mean step of its block; which side comes first alternates. Starting up is not counted. Also given: the wall
+time that the step spends in handing its record over, and the processor time of all threads but the one that computes, which
+depends little on what else the machine does. The last rows show loggers that misbehave.
 """
 
 from __future__ import annotations

@@ -173,7 +173,8 @@ class Session:
             raise
         summary = self._summary(progress, total, reason)
         self.log({"kind": "end", "step": progress.step, **_plain(summary), "next": self._next(summary)})
-        self.loggers.drain()  # what observers print comes after the last lines of the console
+        if self.loggers is not None:
+            self.loggers.drain()  # what observers print comes after the last lines of the console
         if not self.stop.requested:
             self.observers.tell("run_finished", run=info, summary=_plain(summary))
         return summary

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -46,9 +47,9 @@ def start(config: dict[str, Any], directory: Path) -> subprocess.Popen[str]:
     with path.open("a") as file:
         file.write(f'\n[[datasets]]\npath = "{table["path"]}"\ntype = "text"\n')
     command = [sys.executable, "-m", "surogate_core", "run", str(path)]
-    return subprocess.Popen(
-        command, cwd=directory, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    environ = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}  # not that of this process
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=directory, env=environ, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True)
 
 
 def told(path: Path) -> tuple[Rows, list[dict[str, Any]]]:

@@ -32,7 +32,8 @@ def build(options: Options, context: LoggerContext) -> AimRun | None:
 
 class AimRun:
     def __init__(self, options: Options, context: LoggerContext):
-        self.repo = options.aim_repo if "://" in (options.aim_repo or "") else str(_local(options.aim_repo))
+        given = options.aim_repo or ""
+        self.repo = given if "://" in given else str(_local(given))
         self.hash: str | None = context.state.get("run_hash")
         self._options, self._context = options, context
         self._opened = threading.Event()
@@ -110,7 +111,7 @@ class AimRun:
             warns.disabled = before
 
 
-def _local(given: str | None) -> Path:
+def _local(given: str) -> Path:
     """The directory that holds ``.aim``, as Aim itself looks for it."""
     if given:
         path = Path(given).expanduser().absolute()

@@ -14,7 +14,7 @@ import secrets
 import string
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from surogate_core.contracts import LoggerContext
@@ -34,7 +34,7 @@ class WandbRun:
     def __init__(self, options: Options, context: LoggerContext):
         self.id = os.environ.get("WANDB_RUN_ID") or context.state.get("run_id") or _new_id()
         self.directory = Path(os.environ.get("WANDB_DIR") or context.output_dir)
-        self.mode = None if "WANDB_MODE" in os.environ or has_key() else "offline"
+        self.mode: Literal["offline"] | None = None if "WANDB_MODE" in os.environ or has_key() else "offline"
         self._options, self._context = options, context
         self._run: Any = None
         self._early: list[Mapping[str, Any]] = []
