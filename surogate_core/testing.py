@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from surogate_core.config.options import CoreOptions
-from surogate_core.contracts import Adapter, Context, Format, Logger, Optimizer, ParamGroup, Recipe, Schedule, Site
+from surogate_core.contracts import Adapter, Context, Format, KeepsState, Logger, Optimizer, ParamGroup, Recipe, Schedule, Site
 from surogate_core.host import Host, load_host
 from surogate_core.offers import Owner
 
@@ -162,8 +162,10 @@ def check_format(encoder: Format, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def check_logger(logger: Logger) -> None:
-    """Every kind of record is taken, with no more than ``kind`` and ``step`` in it, and close may be called twice."""
+    """Every kind of record is taken, with no more than ``kind`` and ``step`` in it, close may be called twice, a state is JSON."""
     for kind in ("run", "ledger", "step", "eval", "checkpoint", "notice", "decision", "end"):
         logger.log({"kind": kind, "step": 1})
+    if isinstance(logger, KeepsState):
+        assert json.loads(json.dumps(logger.state())) == logger.state(), "the state does not survive JSON"
     logger.close()
     logger.close()
