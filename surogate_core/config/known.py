@@ -27,10 +27,6 @@ NOT_BUILT: dict[str, Any] = {
     "no_fp4_stochastic_rounding": False,
     "skip_quant_first_layers": 0,
     "skip_quant_last_layers": 0,
-    # optimizer
-    "normuon_momentum": 0.95,
-    "normuon_beta2": 0.95,
-    "normuon_cautious_wd": True,
     # memory
     "lmhead_chunks": 1,
     "attn_bwd_chunks": 1,
@@ -101,7 +97,6 @@ NOT_BUILT: dict[str, Any] = {
 
 NOT_BUILT_NAMES: dict[str, tuple[str, ...]] = {
     "recipe": ("fp8_hybrid", "nvfp4", "nvfp4_quartet"),
-    "optimizer": ("normuon",),
     "adapter": ("prefix", "prompt", "bottleneck"),
     "type": ("auto",),
     "report_to": ("wandb", "aim"),
@@ -113,6 +108,9 @@ HOMES: dict[str, str] = {
     "lora_dropout": "surogate-adapter-lora",
     "lora_dtype": "surogate-adapter-lora",
     "lora_target_modules": "surogate-adapter-lora",
+    "normuon_momentum": "surogate-optimizer-normuon",
+    "normuon_beta2": "surogate-optimizer-normuon",
+    "normuon_cautious_wd": "surogate-optimizer-normuon",
     "log_file": "surogate-logger-jsonl",
     "text_field": "surogate-dataset-text",
     "instruction_field": "surogate-dataset-instruction",
@@ -133,6 +131,7 @@ NAME_HOMES: dict[tuple[str, str], str] = {
     ("recipe", "bf16"): "surogate-recipe-bf16",
     ("optimizer", "adamw_8bit"): "surogate-optimizer-adamw-8bit",
     ("optimizer", "adamw"): "surogate-optimizer-adamw",
+    ("optimizer", "normuon"): "surogate-optimizer-normuon",
     ("adapter", "lora"): "surogate-adapter-lora",
     ("type", "text"): "surogate-dataset-text",
     ("type", "instruction"): "surogate-dataset-instruction",
