@@ -1,6 +1,6 @@
 """How many steps `normuon` needs to reach the loss that `adamw` reaches in 600, from scratch on a real text.
 
-    SUROGATE_TEST_DATA=... python tests/prove/normuon_steps.py --results docs/proof/normuon_steps.json
+    python tests/prove/normuon_steps.py --data DIRECTORY --results docs/proof/normuon_steps.json
 
 The model has the shape of stories260K (64 wide, 5 layers) with random weights, the text is tiny Shakespeare: the first nine tenths
 are trained on, the loss is that of the last tenth after the last step. Both rules have warmup, cosine decay to 0 over their whole
@@ -18,7 +18,6 @@ import contextlib
 import io
 import itertools
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -140,7 +139,7 @@ def crossing(curve: dict[int, float], goal: float) -> int | None:
 def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--results", type=Path, help="JSON file that is kept and continued")
-    arguments.add_argument("--data", type=Path, default=os.environ.get("SUROGATE_TEST_DATA"), help="texts and models")
+    arguments.add_argument("--data", type=Path, required=True, help="directory of texts and models")
     given = arguments.parse_args()
     with tempfile.TemporaryDirectory(prefix="surogate-steps-") as place:
         sweep = Sweep(given.data, Path(place), given.results)

@@ -1,7 +1,7 @@
 """Which parameters are hidden matrices, and where a parameter holds several.
 
-A rule that works on singular values must see each linear map alone and the right way round: rows are outputs, columns inputs. So the
-joined projections of some families are cut into their parts, banks of experts into their experts, and weights that are stored
+A rule that works on singular values must see each linear map alone and the right way round: rows are outputs, columns inputs. So
+the joined projections of some families are cut into their parts, banks of experts into their experts, and weights that are stored
 transposed are turned. Everything is told from names and shapes as transformers writes them; where they leave doubt (projections
 joined head by head), and for embeddings, heads, norms, biases, routers, convolutions and adapters, the answer is "no matrix".
 """

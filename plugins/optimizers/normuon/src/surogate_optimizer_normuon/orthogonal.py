@@ -1,8 +1,8 @@
 """The orthogonal factor of a matrix by five matrix polynomials, "Polar Express" (Amsel et al., arXiv 2505.16932).
 
 For X = U S V^T the iteration X <- a X + (b A + c A^2) X with A = X X^T changes the singular values alone, s <- a s + b s^3 + c s^5.
-The coefficients are the paper's for five steps, optimal for singular values of 0.001 and above of the largest, with its cushion of 2
-and a safety factor of 1.02: all such values end between 0.858 and 1.143.
+The coefficients are the paper's for five steps, with its cushion of 2 and safety factor of 1.02. Singular values between 0.001 and
+1 end between 0.858 and 1.142.
 """
 
 from __future__ import annotations

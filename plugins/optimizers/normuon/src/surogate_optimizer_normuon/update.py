@@ -160,9 +160,7 @@ class State:
     def __init__(self, rule: NorMuon, groups: Sequence[ParamGroup], seed: int):
         self._rule, self._seed = rule, seed + SEED
         device = next((param.device for group in groups for param in group.params), torch.device("cpu"))
-        shapes = {
-            name: tuple(param.shape) for group in groups for name, param in zip(group.names, group.params, strict=True)
-        }
+        shapes = {name: tuple(param.shape) for group in groups for name, param in zip(group.names, group.params, strict=True)}
         banks: dict[tuple[object, ...], Bank] = {}
         others = []
         for group in groups:
@@ -214,7 +212,7 @@ class State:
             o = orthogonalize(momentum, rule.work)
             self._book.quantize_(flat, codes, absmax)
         o = normalize_rows(o.to(torch.float32, copy=True), bank.v[first:last], rule.beta2)
-        norm = torch.linalg.vector_norm(o, dim=(1, 2), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+        norm = torch.linalg.vector_norm(o, dim=(1, 2), keepdim=True).clamp_min(EPSILON)  # 0 without any gradient so far
         return o.mul_(UPDATE_RMS * math.sqrt(bank.values) / norm)
 
     def _apply(self, param: Tensor, update: Tensor, rate: Tensor, weight_decay: float) -> None:
