@@ -1,4 +1,4 @@
-"""A glimpse of the comparison with every ``make test``; the sweep with ``make prove``, kept in ``docs/proof/normuon_steps.json``."""
+"""A glimpse of the comparison with ``make test``; the sweep with ``make prove``, kept in ``docs/proof/normuon_steps.json``."""
 
 from __future__ import annotations
 
@@ -70,8 +70,7 @@ def test_the_sweep_goes_on_until_the_best_rate_lies_between_worse_ones(
 def test_at_most_85_percent_of_the_steps(shared_data: Path) -> None:
     results = HERE.parents[2] / "docs" / "proof" / "normuon_steps.json"
     command = [sys.executable, str(HERE.with_name("normuon_steps.py")), "--data", str(shared_data), "--results", str(results)]
-    done = subprocess.run(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
-    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     assert done.returncode == 0, done.stdout
     assert json.loads(results.read_text())["summary"]["share"] <= 0.85

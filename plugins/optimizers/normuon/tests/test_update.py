@@ -243,6 +243,21 @@ def test_parts_of_a_joined_weight_are_updated_as_separate_weights() -> None:
     assert not torch.allclose(joined[0], whole[0], atol=1e-4)
 
 
+def test_groups_have_their_own_decay() -> None:
+    params = parameters([(48, 64), (48, 64)])
+    start = [param.detach().clone() for param in params]
+    groups = [
+        ParamGroup(names=(f"layers.{number}.up_proj.weight",), params=(param,), weight_decay=decay)
+        for number, (param, decay) in enumerate(zip(params, (0.5, 0.0), strict=True))
+    ]
+    for param in params:
+        param.grad = torch.zeros_like(param)
+    rule().bind(groups, seed=1).step(torch.tensor(0.1), 1)
+    assert [param.detach().div(before).mean().item() for param, before in zip(params, start, strict=True)] == pytest.approx(
+        [0.95, 1]
+    )
+
+
 OTHERS = ["model.embed_tokens.weight", "model.layers.0.input_layernorm.weight", "model.layers.0.q_proj.adapter.lora_A", "lm_head"]
 
 

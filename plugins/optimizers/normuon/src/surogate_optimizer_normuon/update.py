@@ -36,7 +36,7 @@ from surogate_optimizer_normuon.plugin import Options
 
 UPDATE_RMS = 0.2
 EPSILON = 1e-8
-CHUNK = {"cpu": 1 << 20, "cuda": 1 << 26}
+CHUNK = {"cpu": 1 << 20, "cuda": 1 << 24}
 """Values worked on at a time (a larger matrix alone)."""
 SEED = 0x4D75
 """Added to the seed, so that matrices and the AdamW part do not round by the same numbers."""
