@@ -142,8 +142,12 @@ def test_banks_of_gpt_oss_are_turned_and_interleaved() -> None:
         ("model.layers.0.mlp.shared_expert_gate.weight", (1, 32)),
         ("model.layers.0.mlp.experts.gate_up_proj_bias", (4, 64)),
         ("model.layers.0.linear_attn.conv1d.weight", (32, 1, 4)),
+        ("model.layers.0.short_conv.weight", (32, 4)),
         ("model.layers.0.self_attn.q_norm.weight", (8,)),
-        ("model.layers.0.self_attn.q_proj.adapter.lora_A", (8, 32)),
+        ("model.layers.0.self_attn.q_norm.weight", (4, 8)),  # one a head, as Cohere has it
+        ("model.layers.0.embed_positions.weight", (32, 8)),
+        ("model.layers.0.self_attn.q_proj.adapter.down", (8, 32)),
+        ("model.layers.0.self_attn.q_proj.lora_A.weight", (8, 32)),
         ("block.0.layer.0.SelfAttention.relative_attention_bias.weight", (32, 8)),
         ("matrix", (32, 8)),
     ],
