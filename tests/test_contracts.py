@@ -93,7 +93,7 @@ class TestTheChecksCanFail:
         class Forgetful:
             """Momentum that is not in its state."""
 
-            def state_bytes(self, shape: tuple[int, ...]) -> int:
+            def state_bytes(self, shape: tuple[int, ...], name: str = "") -> int:
                 return 0
 
             def bind(self, groups: object, seed: int) -> object:

@@ -45,11 +45,12 @@ class Site:
 
 @frozen(kw_only=True)
 class Outline:
-    """A model before its weights are read: its family, its sites, and the shapes of all of its parameters."""
+    """A model before its weights are read: its family, its sites, and the shapes of all of its parameters by
+    name."""
 
     model_type: str
     sites: tuple[Site, ...]
-    shapes: tuple[tuple[int, ...], ...]
+    shapes: Mapping[str, tuple[int, ...]]
 
 
 class ModelSource(Protocol):

@@ -24,8 +24,8 @@ class ParamGroup:
 class Optimizer(Protocol):
     """An update rule. Unbound until the model exists, so that the plan can ask for its memory."""
 
-    def state_bytes(self, shape: tuple[int, ...]) -> int:
-        """Bytes of state for one parameter of this shape."""
+    def state_bytes(self, shape: tuple[int, ...], name: str = "") -> int:
+        """Bytes of state for one parameter of this shape. ``name``: its name in the model, for rules that go by it."""
 
     def bind(self, groups: Sequence[ParamGroup], seed: int) -> OptimizerState:
         """Allocate zero states for these parameters. ``seed`` feeds every random choice of the rule."""

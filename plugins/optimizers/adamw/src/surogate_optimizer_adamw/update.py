@@ -25,7 +25,7 @@ class AdamW:
     beta2: float
     epsilon: float
 
-    def state_bytes(self, shape: tuple[int, ...]) -> int:
+    def state_bytes(self, shape: tuple[int, ...], name: str = "") -> int:
         return 8 * math.prod(shape)
 
     def bind(self, groups: Sequence[ParamGroup], seed: int) -> State:

@@ -42,7 +42,7 @@ class AdamW8bit:
     beta2: float
     epsilon: float
 
-    def state_bytes(self, shape: tuple[int, ...]) -> int:
+    def state_bytes(self, shape: tuple[int, ...], name: str = "") -> int:
         count = math.prod(shape)
         return 8 * count if count < SMALL else 2 * _padded(count) + 2 * 4 * _padded(count) // BLOCK
 
