@@ -47,7 +47,9 @@ def test_any_two_values_are_rounded_independently() -> None:
     independent ones, and the variance of a whole tensor's mean is that of independent values."""
     source = torch.full((3 * 4096 + 5,), 1 + 0.25 * 2**-7)
     generator = step_generator(CPU, 0, 1)
-    up = torch.stack([stochastic_round_(torch.empty_like(source, dtype=torch.bfloat16), source, generator) > 1 for _ in range(4000)])
+    up = torch.stack(
+        [stochastic_round_(torch.empty_like(source, dtype=torch.bfloat16), source, generator) > 1 for _ in range(4000)]
+    )
     for one, other in ((0, 1), (0, 4096), (0, 4097), (4096, 8192), (5, 12288 + 4)):
         together = (up[:, one] & up[:, other]).double().mean()
         assert abs(together - 0.25**2) < 4 * (0.0625 * 0.9375 / 4000) ** 0.5
