@@ -111,6 +111,16 @@ class Adapter(Protocol):
         """What merging adds to the base weight: (N, K), in float32."""
 
 
+class Fusion(Protocol):
+    """Replaces the forward function of modules that are not linear layers. Their parameters stay theirs, with their names."""
+
+    def claim(self, site: Site, module: nn.Module) -> str | None:
+        """None to take the site; otherwise why not. ``module`` is on the meta device: to see what it computes, run a copy of it."""
+
+    def forward(self, module: nn.Module) -> Callable[..., Tensor]:
+        """What is called in place of ``module.forward``, with its arguments. ``module`` has its weights, on its device."""
+
+
 @frozen(kw_only=True)
 class ParamGroup:
     """Parameters that share a weight decay, with their names in the model, in the model's order."""

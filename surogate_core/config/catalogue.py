@@ -25,7 +25,7 @@ CHOSEN_BY = {
 }
 """Key → kind of offer that it chooses."""
 
-KINDS = ("recipes", "adapters", "optimizers", "schedules", "datasets", "loggers", "parallelisms")
+KINDS = ("recipes", "adapters", "fusions", "optimizers", "schedules", "datasets", "loggers", "parallelisms")
 
 
 @frozen(eq=False)

@@ -13,6 +13,7 @@ from surogate_core.errors import PlanError, Problem
 from surogate_core.host import Host, attributed
 from surogate_core.offers import Offer, Owner, capability
 from surogate_core.plan.figures import count
+from surogate_core.plan.fuse import fuse
 from surogate_core.plan.record import Plan, Slots
 
 
@@ -55,6 +56,7 @@ def make_plan(config: Config, host: Host) -> Plan:
         hf_config=hf_config,
         sites=sites,
         slots=slots,
+        fused=fuse(config, host, context, skeleton, sites),
         recipe=recipe,
         adapter=adapter,
         optimizer=optimizer,
