@@ -23,8 +23,9 @@ def count(
     """Parameters, tokens, steps and the memory by buffer, in bytes."""
     size = 2 if core.model_dtype == "bf16" else 4
     sites = outline.sites
-    total = sum(map(math.prod, outline.shapes.values()))
-    trained, trained_size = dict(outline.shapes), size
+    parameters = {name: tuple(parameter.shape) for name, parameter in outline.skeleton.named_parameters()}
+    total = sum(map(math.prod, parameters.values()))
+    trained, trained_size = parameters, size
     if adapter is not None:
         trained, bytes_trained = _adapter_shapes(
             adapter, [site for site in sites if site.name in slots and slots[site.name].adapter]

@@ -30,6 +30,7 @@ KINDS = {
     "loggers": "logger",
     "distributed": "distributed",
     "quantizers": "quantizer",
+    "fusions": "fusion",
 }
 every_plugin = pytest.mark.parametrize("path", PLUGINS, ids=lambda path: "/".join(path.parts[-3:-1]))
 

@@ -27,7 +27,7 @@ from surogate_core.config.options import CoreOptions, DatasetOptions
 from surogate_core.host import load_host
 
 ROOT = Path(__file__).resolve().parents[2]
-CHANGE = '''
+CHANGE = """
 import os, sys
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import PathFinder
@@ -65,7 +65,7 @@ class Finder(MetaPathFinder):
 
 
 sys.meta_path.insert(0, Finder())
-'''
+"""
 
 
 def keys() -> list[tuple[type, str]]:

@@ -22,14 +22,14 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from attrs import frozen
+from surogate_optimizer_adamw.fill import fill
+from surogate_optimizer_adamw.rounding import step_generator, stochastic_round_
 from surogate_optimizer_adamw_8bit.codes import BLOCK, Codebook, codebook
 from surogate_optimizer_adamw_8bit.update import SMALL, AdamW8bit
 from surogate_optimizer_adamw_8bit.update import build as build_adamw
 from torch import Tensor
 
 from surogate_core.contracts import Context, OptimizerState, ParamGroup
-from surogate_core.train.fill import fill
-from surogate_core.train.rounding import step_generator, stochastic_round_
 from surogate_optimizer_normuon.matrices import Cut, cuts, is_hidden
 from surogate_optimizer_normuon.orthogonal import orthogonalize
 from surogate_optimizer_normuon.plugin import Options
