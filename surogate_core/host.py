@@ -22,23 +22,12 @@ import pluggy
 from attrs import field, frozen
 
 from surogate_core import builtin, hookspecs
+from surogate_core.config.catalogue import KINDS as CONFIGURED
 from surogate_core.config.options import CoreOptions, DatasetOptions
 from surogate_core.errors import PluginError, Problem
 from surogate_core.offers import Offer, Owner, normal_name
 
-KINDS = (
-    "models",
-    "pipelines",
-    "recipes",
-    "adapters",
-    "fusions",
-    "optimizers",
-    "schedules",
-    "datasets",
-    "loggers",
-    "parallelisms",
-    "commands",
-)
+KINDS = (*CONFIGURED, "commands")
 OBSERVERS = ("run_started", "step_finished", "evaluated", "checkpoint_saved", "run_finished")
 HOOKS = tuple(name for name, value in vars(hookspecs).items() if hasattr(value, "surogate_spec"))
 

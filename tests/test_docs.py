@@ -67,6 +67,7 @@ def test_homes_of_keys_and_names_are_those_of_the_plugins() -> None:
         "pipelines": "data_pipeline",
         "recipes": "recipe",
         "optimizers": "optimizer",
+        "schedules": "lr_scheduler_type",
         "adapters": "adapter",
         "datasets": "type",
         "loggers": "report_to",

@@ -3,37 +3,7 @@
 torch is imported for type checking only: this package is read by plugins that are merely being listed.
 """
 
-from surogate_core.contracts.context import Context, Decision, FormatContext, LoggerContext, PipelineContext, RunInfo
-from surogate_core.contracts.data import Batch, Batches, Data, Format, Pipeline, Sample, Step
-from surogate_core.contracts.model import Adapter, Fusion, ModelSource, Outline, Recipe, Site, SiteKind
-from surogate_core.contracts.training import KeepsState, Logger, Optimizer, OptimizerState, Parallelism, ParamGroup, Schedule
-
-__all__ = [
-    "Adapter",
-    "Batch",
-    "Batches",
-    "Context",
-    "Data",
-    "Decision",
-    "Format",
-    "FormatContext",
-    "Fusion",
-    "KeepsState",
-    "Logger",
-    "LoggerContext",
-    "ModelSource",
-    "Optimizer",
-    "OptimizerState",
-    "Outline",
-    "Parallelism",
-    "ParamGroup",
-    "Pipeline",
-    "PipelineContext",
-    "Recipe",
-    "RunInfo",
-    "Sample",
-    "Schedule",
-    "Site",
-    "SiteKind",
-    "Step",
-]
+from surogate_core.contracts.context import Context, Decision, FormatContext, LoggerContext, PipelineContext, RunInfo  # noqa: F401
+from surogate_core.contracts.data import Batch, Batches, Data, Format, Pipeline, Sample, Step  # noqa: F401
+from surogate_core.contracts.model import Adapter, Fusion, ModelSource, Outline, Recipe, Site, SiteKind  # noqa: F401
+from surogate_core.contracts.training import KeepsState, Logger, Optimizer, OptimizerState, Parallelism, ParamGroup, Schedule  # noqa: F401

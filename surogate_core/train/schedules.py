@@ -11,19 +11,7 @@ from __future__ import annotations
 import math
 
 from surogate_core.config.options import CoreOptions
-from surogate_core.contracts import Context, Schedule
-
-
-def linear(options: None, context: Context) -> Schedule:
-    return lambda progress: 1.0 - progress
-
-
-def cosine(options: None, context: Context) -> Schedule:
-    return lambda progress: 0.5 * (1.0 + math.cos(math.pi * progress))
-
-
-def constant(options: None, context: Context) -> Schedule:
-    return lambda progress: 1.0
+from surogate_core.contracts import Schedule
 
 
 def warmup_steps(core: CoreOptions, total: int) -> int:

@@ -35,6 +35,7 @@ def stand_in(**more: Any) -> SimpleNamespace:
         "pipelines": [("packed", PipelineOptions)],
         "recipes": [("bf16", None)],
         "adapters": [("lora", LoraOptions)],
+        "schedules": [("linear", None), ("cosine", None), ("wsd", None)],
         "optimizers": [("adamw_8bit", None)],
         "datasets": [("text", TextOptions), ("conversation", None)],
     }

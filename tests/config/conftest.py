@@ -68,6 +68,7 @@ def offers(kind: str) -> list[Offer]:
         "pipelines": [("packed", PipelineOptions)],
         "recipes": [("bf16", None), ("fp8_test", Fp8Options)],
         "adapters": [("lora", LoraOptions)],
+        "schedules": [("linear", None), ("cosine", None), ("wsd", None)],
         "optimizers": [("adamw_8bit", None), ("adamw", None)],
         "datasets": [("text", TextOptions), ("instruction", InstructionOptions), ("conversation", ConversationOptions)],
         "loggers": [("console", None), ("jsonl", LogOptions)],
@@ -81,7 +82,7 @@ def stand_in(**more: Any) -> SimpleNamespace:
     def register(kind: str) -> Any:
         return hookimpl(lambda: offers(kind))
 
-    kinds = ("models", "pipelines", "recipes", "adapters", "optimizers", "datasets", "loggers")
+    kinds = ("models", "pipelines", "schedules", "recipes", "adapters", "optimizers", "datasets", "loggers")
     return SimpleNamespace(
         **{f"register_{kind}": register(kind) for kind in kinds}, **{name: hookimpl(f) for name, f in more.items()}
     )

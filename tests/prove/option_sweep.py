@@ -81,7 +81,7 @@ def keys() -> list[tuple[type, str]]:
 
 
 def tests_naming(key: str) -> list[str]:
-    """Test files with the key in them, the smallest first and the slow ones last; those of packaging and of the sweeps are left out."""
+    """Test files with the key in them, the smallest first and the slow ones last; none of packaging and of the sweeps."""
     files = [*ROOT.glob("tests/**/test_*.py"), *ROOT.glob("plugins/*/*/tests/test_*.py")]
     word = re.compile(rf"\b{key}\b")
     named = [path for path in files if not {"packaging", "prove"} & set(path.parts) and word.search(path.read_text("utf-8"))]

@@ -3,15 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-<<<<<<< HEAD:plugins/models/transformers/tests/test_packed.py
 from surogate_model_transformers.attention import mask
 from surogate_model_transformers.packed import packed_attention
-=======
 from torch import Tensor
-
-from surogate_model_transformers.attention import mask
-from surogate_model_transformers.packed import packed_attention
->>>>>>> speed:tests/model/test_packed.py
 
 
 @pytest.mark.parametrize("window", [0, 4])
@@ -68,13 +62,6 @@ def test_bfloat16_documents_are_as_near_to_float64_as_torch_is(size: float, monk
     rounded = [(torch.randn(2, 4, 320, 32) * size).bfloat16().requires_grad_() for _ in range(3)]
     grad = torch.randn(2, 320, 4, 32).bfloat16()
 
-<<<<<<< HEAD:plugins/models/transformers/tests/test_packed.py
-    def error(below: int) -> float:
-        monkeypatch.setattr("surogate_model_transformers.packed.EXACT_BELOW", below)
-        rounded = [tensor.detach().bfloat16().requires_grad_() for tensor in exact]
-        got = torch.autograd.grad(packed_attention(*rounded, ids, 0.3).sum(), rounded)
-        return max(float((one.double() - other).norm() / other.norm()) for one, other in zip(got, wanted, strict=True))
-=======
     def results(kind: str, dtype: torch.dtype) -> list[Tensor]:
         inputs = [tensor.detach().to(dtype).requires_grad_() for tensor in rounded]
         if kind == "ours":
@@ -82,7 +69,6 @@ def test_bfloat16_documents_are_as_near_to_float64_as_torch_is(size: float, monk
         else:
             out = F.scaled_dot_product_attention(*inputs, mask(ids, 0), scale=0.2).transpose(1, 2)
         return [out.detach(), *torch.autograd.grad(out, inputs, grad.to(dtype))]
->>>>>>> speed:tests/model/test_packed.py
 
     exact = results("torch", torch.float64)
 

@@ -16,13 +16,13 @@ from surogate_core.train.schedules import learning_rate
 
 def rates(total: int, **options: object) -> list[float]:
     context = testing.context(**options)  # type: ignore[arg-type]
-    offer = load_host(discover=False).offer("schedules", context.config.lr_scheduler_type)
+    offer = load_host().offer("schedules", context.config.lr_scheduler_type)
     return [learning_rate(context.config, offer.load()(None, context), step, total) for step in range(total)]
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine", "constant", "wsd"])
 def test_conforms(name: str) -> None:
-    offer = load_host(discover=False).offer("schedules", name)
+    offer = load_host().offer("schedules", name)
     testing.check_schedule(offer.load()(None, testing.context()))
 
 

@@ -1,0 +1,3 @@
+"""Schedules: linear, cosine, constant, wsd."""
+
+__version__ = "0.1.0.dev0+src"
