@@ -21,7 +21,7 @@ import numpy as np
 from surogate_pipeline_packed.part import Part, arrays
 
 SUFFIX = ".safetensors"
-LEAST_ROWS = 256
+LEAST_ROWS = 64
 MOST_TOKENS = 4 << 20
 KINDS = {"I32": np.dtype("<i4"), "F32": np.dtype("<f4"), "I64": np.dtype("<i8")}
 

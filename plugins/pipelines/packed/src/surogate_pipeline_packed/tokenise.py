@@ -16,7 +16,7 @@ from itertools import islice
 from multiprocessing import get_context
 from typing import Any
 
-from attrs import frozen
+from attrs import define, frozen
 
 from surogate_core.config.options import CoreOptions
 from surogate_core.contracts import Format, FormatContext, Sample
@@ -27,8 +27,9 @@ from surogate_pipeline_packed.part import Part, part_of
 from surogate_pipeline_packed.plugin import Options
 from surogate_pipeline_packed.read import Row
 
-CHUNK = 256
-SMALL_BYTES = 64 << 20
+CHUNK = 64
+QUEUED = 8  # chunks a worker
+SMALL_BYTES = 16 << 20
 """Data below this size are encoded faster than workers start."""
 
 
@@ -82,19 +83,30 @@ def workers_for(own: Options, form: Format, size: int) -> int:
 def encode(rows: Iterator[Row], job: Job, form: Format, workers: int) -> Iterator[Part]:
     """What ``rows`` give, in order, CHUNK rows a part."""
     chunks = iter(lambda: list(islice(rows, CHUNK)), [])
-    return _spread(chunks, job, workers) if workers else (encode_rows(form, chunk) for chunk in chunks)
+    return _spread(chunks, job, form, workers) if workers else (encode_rows(form, chunk) for chunk in chunks)
 
 
-def _spread(chunks: Iterator[list[Row]], job: Job, workers: int) -> Iterator[Part]:
-    waiting: deque[Future[Part]] = deque()
+@define
+class Waiting:
+    """A chunk that was given to the workers, and what became of it."""
+
+    chunk: list[Row]
+    future: Future[Part]
+    part: Part | None = None
+
+
+def _spread(chunks: Iterator[list[Row]], job: Job, form: Format, workers: int) -> Iterator[Part]:
+    """With worker processes. They take seconds to start; as long as the next part is not there, this process encodes too, from the
+    end of the queue."""
+    queue: deque[Waiting] = deque()
     with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start, initargs=(job,)) as pool:
         try:
             for chunk in chunks:
-                waiting.append(pool.submit(_work, chunk))
-                if len(waiting) > 2 * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+                queue.append(Waiting(chunk, pool.submit(_work, chunk)))
+                if len(queue) > QUEUED * workers:
+                    yield _next(queue, form)
+            while queue:
+                yield _next(queue, form)
         except BrokenProcessPool as error:
             raise DataError(
                 "a process that tokenises ended",
@@ -103,6 +115,16 @@ def _spread(chunks: Iterator[list[Row]], job: Job, workers: int) -> Iterator[Par
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _next(queue: deque[Waiting], form: Format) -> Part:
+    first = queue.popleft()
+    while first.part is None and not first.future.done():
+        mine = next((item for item in (*reversed(queue), first) if item.part is None and item.future.cancel()), None)
+        if mine is None:
+            break
+        mine.part = encode_rows(form, mine.chunk)
+    return first.part or first.future.result()
 
 
 _FORMAT: list[Format] = []  # of a worker process, filled once by _start
