@@ -7,16 +7,18 @@ number of workers.
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from itertools import islice
-from multiprocessing import get_context
+from multiprocessing import get_all_start_methods, get_context, parent_process
+from multiprocessing.context import BaseContext
 from typing import Any
 
-from attrs import define, frozen
+from attrs import frozen
 
 from surogate_core.config.options import CoreOptions
 from surogate_core.contracts import Format, FormatContext, Sample
@@ -86,27 +88,21 @@ def encode(rows: Iterator[Row], job: Job, form: Format, workers: int) -> Iterato
     return _spread(chunks, job, form, workers) if workers else (encode_rows(form, chunk) for chunk in chunks)
 
 
-@define
-class Waiting:
-    """A chunk that was given to the workers, and what became of it."""
-
-    chunk: list[Row]
-    future: Future[Part]
-    part: Part | None = None
-
-
 def _spread(chunks: Iterator[list[Row]], job: Job, form: Format, workers: int) -> Iterator[Part]:
-    """With worker processes. They take seconds to start; as long as the next part is not there, this process encodes too, from the
-    end of the queue."""
-    queue: deque[Waiting] = deque()
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start, initargs=(job,)) as pool:
+    """With worker processes. They take seconds to start; until the first of them is ready this process encodes itself."""
+    queue: deque[Future[Part]] = deque()
+    with ProcessPoolExecutor(workers, _context(job), initializer=_start, initargs=(job,)) as pool:
         try:
+            ready = pool.submit(_ready)
             for chunk in chunks:
-                queue.append(Waiting(chunk, pool.submit(_work, chunk)))
+                if not ready.done():
+                    yield encode_rows(form, chunk)
+                    continue
+                queue.append(pool.submit(_work, chunk))
                 if len(queue) > QUEUED * workers:
-                    yield _next(queue, form)
+                    yield queue.popleft().result()
             while queue:
-                yield _next(queue, form)
+                yield queue.popleft().result()
         except BrokenProcessPool as error:
             raise DataError(
                 "a process that tokenises ended",
@@ -117,22 +113,34 @@ def _spread(chunks: Iterator[list[Row]], job: Job, form: Format, workers: int) -
             pool.shutdown(cancel_futures=True)
 
 
-def _next(queue: deque[Waiting], form: Format) -> Part:
-    first = queue.popleft()
-    while first.part is None and not first.future.done():
-        mine = next((item for item in (*reversed(queue), first) if item.part is None and item.future.cancel()), None)
-        if mine is None:
-            break
-        mine.part = encode_rows(form, mine.chunk)
-    return first.part or first.future.result()
+def _context(job: Job) -> BaseContext:
+    """Processes that do not inherit the threads of this one. Where there is a fork server, it imports what is slow once for all."""
+    if "forkserver" not in get_all_start_methods():
+        return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload([__name__, type(job.tokenizer).__module__])
+    return context
 
 
 _FORMAT: list[Format] = []  # of a worker process, filled once by _start
 
 
 def _start(job: Job) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the workers are the parallelism
     _FORMAT.append(job.build())
+
+
+def _end_with_parent() -> None:
+    """A pool's process does not notice that its parent was killed."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _ready() -> None:
+    """Done as soon as a worker has started."""
 
 
 def _work(chunk: list[Row]) -> Part:
