@@ -46,7 +46,8 @@ def write(path: Path, part: Part) -> None:
 
     columns = arrays(part)
     words = json.dumps(part.words)
-    metadata = {"words": words, "blake2b": _digest(columns, words)}
+    # One entry: the library writes several in any order, and equal parts are to be equal files.
+    metadata = {"part": json.dumps({"blake2b": _digest(columns, words), "words": words})}
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         save_file(dict(columns), aside, metadata)
@@ -75,7 +76,7 @@ def read(path: Path) -> Part | None:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         size = int.from_bytes(mapped[:8], "little")
         header = json.loads(mapped[8 : 8 + size])
-        metadata = header.pop("__metadata__")
+        metadata = json.loads(header.pop("__metadata__")["part"])
         columns = {key: _array(mapped, 8 + size, entry) for key, entry in header.items()}
         part = Part(**columns, words=tuple(json.loads(metadata["words"])))
         return part if _digest(arrays(part), metadata["words"]) == metadata["blake2b"] else None
