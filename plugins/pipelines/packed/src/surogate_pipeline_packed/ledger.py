@@ -39,14 +39,6 @@ class Ledger:
     unusable: int = 0
     bad: list[Bad] = Factory(list)
 
-    def refuse(self, source: str, reason: str) -> None:
-        """Count a row that cannot be used."""
-        self.rows_read += 1
-        self.unusable += 1
-        self.dropped_rows[reason] += 1
-        if len(self.bad) < SHOWN:
-            self.bad.append(Bad(source, reason))
-
     def add(self, other: Ledger) -> None:
         self.rows_read += other.rows_read
         self.tokens_read += other.tokens_read

@@ -37,12 +37,17 @@ class Row:
 
 @frozen
 class Reader:
-    """``raw()`` yields (number, unparsed row); ``parse`` makes columns of one or raises BadRow; ``count()`` is their number."""
+    """``raw()`` yields (number, unparsed row); ``parse`` makes columns of one or raises BadRow; ``count()`` is their number.
+
+    ``origin`` is what the rows come from: files, which count with their content, and words that name one state of the data for ever
+    (a revision). Without one, what was made of the rows cannot be kept for another run.
+    """
 
     name: str
     raw: Callable[[], Iterator[Raw]]
     parse: Callable[[Any], dict[str, Any]]
     count: Callable[[], int]
+    origin: tuple[Path | str, ...] = ()
 
 
 @frozen
@@ -58,14 +63,29 @@ class Source:
     def files(self) -> tuple[str, ...]:
         return tuple(reader.name for reader in self.readers)
 
-    def rows(self) -> Iterator[Row]:
-        """All rows in order, or ``samples`` of them drawn with ``seed``, still in order."""
+    @property
+    def origins(self) -> tuple[tuple[Path | str, ...], ...]:
+        return tuple(reader.origin for reader in self.readers)
+
+    def count(self) -> int:
+        """Number of rows that :meth:`rows` gives; reads the data."""
+        total = sum(reader.count() for reader in self.readers)
+        return total if self.samples is None else min(total, self.samples)
+
+    def rows(self, start: int = 0, stop: int | None = None) -> Iterator[Row]:
+        """All rows in order, or ``samples`` of them drawn with ``seed``, still in order. Of these, the rows from ``start`` to before
+        ``stop``; those before ``start`` are not parsed."""
         chosen = self._chosen()
-        at = -1
+        at = taken = -1
         for file, reader in enumerate(self.readers):
             for number, raw in reader.raw():
                 at += 1
                 if chosen is not None and not chosen[at]:
+                    continue
+                taken += 1
+                if stop is not None and taken >= stop:
+                    return
+                if taken < start:
                     continue
                 try:
                     yield Row(file, number, reader.parse(raw))
@@ -135,7 +155,7 @@ def _skip_mark(file: BinaryIO) -> None:
 
 
 def _jsonl(path: Path, name: str) -> Reader:
-    return _counted(name, partial(_lines, path), _parse_line)
+    return _counted(name, partial(_lines, path), _parse_line, path)
 
 
 def _json(path: Path, name: str) -> Reader:
@@ -153,7 +173,7 @@ def _json(path: Path, name: str) -> Reader:
             raise DataError(f"not JSON: {error}", str(path), "an array of objects is wanted, or JSON lines") from error
         yield from enumerate(rows, 1)
 
-    return _counted(name, raw, _columns)
+    return _counted(name, raw, _columns, path)
 
 
 def _csv(path: Path, name: str) -> Reader:
@@ -164,7 +184,7 @@ def _csv(path: Path, name: str) -> Reader:
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             yield from enumerate(csv.DictReader(file, strict=True), 1)
 
-    return _counted(name, raw, _csv_row)
+    return _counted(name, raw, _csv_row, path)
 
 
 def _csv_row(row: dict[Any, Any]) -> dict[str, Any]:
@@ -176,7 +196,7 @@ def _csv_row(row: dict[Any, Any]) -> dict[str, Any]:
 
 
 def _text(path: Path, name: str) -> Reader:
-    return Reader(name, lambda: iter([(1, path)]), _document, lambda: 1)
+    return Reader(name, lambda: iter([(1, path)]), _document, lambda: 1, (path,))
 
 
 def _document(path: Path) -> dict[str, Any]:
@@ -198,7 +218,7 @@ def _parquet(path: Path, name: str) -> Reader:
     def raw() -> Iterator[Raw]:
         yield from enumerate((row for batch in batches() for row in batch.to_pylist()), 1)
 
-    return Reader(name, raw, _columns, lambda: table.metadata.num_rows)
+    return Reader(name, raw, _columns, lambda: table.metadata.num_rows, (path,))
 
 
 def _arrow(path: Path, name: str) -> Reader:
@@ -219,7 +239,10 @@ KINDS: dict[str, Callable[[Path, str], Reader]] = {
 
 # ---------------------------------------------------------------- the datasets library
 def _of_dataset(name: str, dataset: Any) -> Reader:
-    return Reader(name, lambda: enumerate(dataset, 1), _columns, lambda: len(dataset))
+    # Files that the library keeps, and its own fingerprint of what was done with them; a data set in memory has no files.
+    files = tuple(Path(entry["filename"]) for entry in dataset.cache_files)
+    origin = (*files, dataset._fingerprint) if files else ()
+    return Reader(name, lambda: enumerate(dataset, 1), _columns, lambda: len(dataset), origin)
 
 
 def _saved(path: Path, options: DatasetOptions, where: str) -> Reader:
@@ -249,8 +272,8 @@ def _hub(options: DatasetOptions, where: str) -> Reader:
 
 
 # ---------------------------------------------------------------- helpers
-def _counted(name: str, raw: Callable[[], Iterator[Raw]], parse: Callable[[Any], dict[str, Any]]) -> Reader:
-    return Reader(name, raw, parse, lambda: sum(1 for _ in raw()))
+def _counted(name: str, raw: Callable[[], Iterator[Raw]], parse: Callable[[Any], dict[str, Any]], path: Path) -> Reader:
+    return Reader(name, raw, parse, lambda: sum(1 for _ in raw()), (path,))
 
 
 def _of_one_kind(directory: Path, where: str) -> list[Path]:

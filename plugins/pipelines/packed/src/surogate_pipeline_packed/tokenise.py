@@ -1,4 +1,4 @@
-"""Rows → corpus: encode in chunks, in this process or in several, always in the order of the rows.
+"""Rows → parts: encode in chunks, in this process or in several, always in the order of the rows.
 
 A chunk is encoded by the same function everywhere, and nothing in it depends on other chunks, so the corpus is the same for every
 number of workers.
@@ -7,29 +7,31 @@ number of workers.
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from itertools import islice
-from multiprocessing import get_context
+from multiprocessing import get_all_start_methods, get_context, parent_process
+from multiprocessing.context import BaseContext
 from typing import Any
 
-import numpy as np
 from attrs import frozen
-from numpy.typing import NDArray
 
 from surogate_core.config.options import CoreOptions
 from surogate_core.contracts import Format, FormatContext, Sample
 from surogate_core.errors import BadRow, DataError
 from surogate_core.offers import Offer
 from surogate_pipeline_packed.chat import Renderer, background, weigh
+from surogate_pipeline_packed.part import Part, part_of
 from surogate_pipeline_packed.plugin import Options
-from surogate_pipeline_packed.read import Row, Source
+from surogate_pipeline_packed.read import Row
 
-CHUNK = 256
-SMALL_BYTES = 64 << 20
+CHUNK = 64
+QUEUED = 8  # chunks a worker
+SMALL_BYTES = 16 << 20
 """Data below this size are encoded faster than workers start."""
 
 
@@ -55,26 +57,13 @@ class Job:
         return self.offer.load()(self.options, context)
 
 
-@frozen
-class Encoded:
-    """One sample of a row as arrays, or the reason why the row gave none."""
-
-    file: int
-    number: int
-    tokens: NDArray[np.int32] | None
-    weights: NDArray[np.float32] | None
-    kind: str = ""
-    marker: str = ""
-    reason: str = ""
-
-
-def encode_rows(form: Format, rows: Sequence[Row]) -> list[list[Encoded]]:
-    """What each row gives: its samples, or one entry with a reason."""
+def encode_rows(form: Format, rows: Sequence[Row]) -> Part:
+    """What the rows give."""
     usable = [row.columns for row in rows if row.columns is not None]
     # A format may offer encode_batch(rows) -> per row its samples or a BadRow, where the tokenizer is faster on many texts.
     batch = getattr(form, "encode_batch", None)
     results = iter(batch(usable) if batch else (_encode(form, columns) for columns in usable))
-    return [_arrays(row, next(results) if row.columns is not None else BadRow(row.reason)) for row in rows]
+    return part_of([(row.file, row.number, next(results) if row.columns is not None else BadRow(row.reason)) for row in rows])
 
 
 def _encode(form: Format, columns: dict[str, Any]) -> Sequence[Sample] | BadRow:
@@ -82,22 +71,6 @@ def _encode(form: Format, columns: dict[str, Any]) -> Sequence[Sample] | BadRow:
         return form.encode(columns)
     except BadRow as bad:
         return bad
-
-
-def _arrays(row: Row, result: Sequence[Sample] | BadRow) -> list[Encoded]:
-    if isinstance(result, BadRow):
-        return [Encoded(row.file, row.number, None, None, reason=result.reason)]
-    return [
-        Encoded(
-            row.file,
-            row.number,
-            np.asarray(sample.input_ids, dtype=np.int32),
-            np.asarray(sample.weights, dtype=np.float32),
-            sample.kind,
-            sample.marker,
-        )
-        for sample in result
-    ]
 
 
 def workers_for(own: Options, form: Format, size: int) -> int:
@@ -109,28 +82,27 @@ def workers_for(own: Options, form: Format, size: int) -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def encode(source: Source, job: Job, form: Format, report: Callable[[int], None]) -> Iterator[list[Encoded]]:
-    """What each row of ``source`` gives, in order. ``report`` is told the number of rows done."""
-    rows = source.rows()
+def encode(rows: Iterator[Row], job: Job, form: Format, workers: int) -> Iterator[Part]:
+    """What ``rows`` give, in order, CHUNK rows a part."""
     chunks = iter(lambda: list(islice(rows, CHUNK)), [])
-    workers = workers_for(job.own, form, source.size)
-    done = 0
-    for results in _spread(chunks, job, workers) if workers else (encode_rows(form, chunk) for chunk in chunks):
-        yield from results
-        done += len(results)
-        report(done)
+    return _spread(chunks, job, form, workers) if workers else (encode_rows(form, chunk) for chunk in chunks)
 
 
-def _spread(chunks: Iterator[list[Row]], job: Job, workers: int) -> Iterator[list[list[Encoded]]]:
-    waiting: deque[Future[list[list[Encoded]]]] = deque()
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start, initargs=(job,)) as pool:
+def _spread(chunks: Iterator[list[Row]], job: Job, form: Format, workers: int) -> Iterator[Part]:
+    """With worker processes. They take seconds to start; until the first of them is ready this process encodes itself."""
+    queue: deque[Future[Part]] = deque()
+    with ProcessPoolExecutor(workers, _context(job), initializer=_start, initargs=(job,)) as pool:
         try:
+            ready = pool.submit(_ready)
             for chunk in chunks:
-                waiting.append(pool.submit(_work, chunk))
-                if len(waiting) > 2 * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+                if not ready.done():
+                    yield encode_rows(form, chunk)
+                    continue
+                queue.append(pool.submit(_work, chunk))
+                if len(queue) > QUEUED * workers:
+                    yield queue.popleft().result()
+            while queue:
+                yield queue.popleft().result()
         except BrokenProcessPool as error:
             raise DataError(
                 "a process that tokenises ended",
@@ -141,13 +113,35 @@ def _spread(chunks: Iterator[list[Row]], job: Job, workers: int) -> Iterator[lis
             pool.shutdown(cancel_futures=True)
 
 
+def _context(job: Job) -> BaseContext:
+    """Processes that do not inherit the threads of this one. Where there is a fork server, it imports what is slow once for all."""
+    if "forkserver" not in get_all_start_methods():
+        return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload([__name__, type(job.tokenizer).__module__])
+    return context
+
+
 _FORMAT: list[Format] = []  # of a worker process, filled once by _start
 
 
 def _start(job: Job) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the workers are the parallelism
     _FORMAT.append(job.build())
 
 
-def _work(chunk: list[Row]) -> list[list[Encoded]]:
+def _end_with_parent() -> None:
+    """A pool's process does not notice that its parent was killed."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _ready() -> None:
+    """Done as soon as a worker has started."""
+
+
+def _work(chunk: list[Row]) -> Part:
     return encode_rows(_FORMAT[0], chunk)
