@@ -17,6 +17,7 @@ from surogate_pipeline_packed.corpus import Corpus, Sources, cut, hold_out
 from surogate_pipeline_packed.ledger import Ledger
 from surogate_pipeline_packed.plugin import Options
 from surogate_pipeline_packed.read import open_source
+from surogate_pipeline_packed.settle import settled
 from surogate_pipeline_packed.templates import apply_template
 from surogate_pipeline_packed.tokenise import Encoded, Job, encode
 
@@ -52,7 +53,7 @@ def prepare(work: Work) -> Prepared:
     Raises DataError: no data set, nothing in one, too many unusable rows, a kind of sample without a trained token.
     """
     core = work.core
-    apply_template(work.own.template, work.tokenizer)
+    apply_template(work.own.template, work.tokenizer, work.own.response_prefix)
     ledger = Ledger()
     train = _side(core.datasets, "datasets", core.train_seed, work, ledger)
     if core.validation_datasets:
@@ -68,12 +69,17 @@ def _side(datasets: Sequence[DatasetOptions] | None, key: str, seed: int, work: 
     gathered = Gathered()
     for index, options in enumerate(datasets):
         where = f"{key}[{index}]"
+        source = open_source(options, where, seed)
         job = Job(work.format(options.type), options.format_options, work.core, work.own, work.tokenizer)
         form = job.build()
+        final = settled(options, form, source, where, work.report)
+        if final is not options:
+            options = final
+            job = Job(work.format(options.type), options.format_options, work.core, work.own, work.tokenizer)
+            form = job.build()
         limit, how = work.core.sequence_len, "split"
         if form.overlong != "split":
             limit, how = work.own.max_length or limit, work.own.truncation_strategy
-        source = open_source(options, where, seed)
         counted = Ledger()
         first_file = gathered.open(source.files)
         for row in encode(source, job, form, _progress(work.report, f"{where} {options.path}")):

@@ -1,0 +1,153 @@
+"""Which characters of a rendered conversation each assistant turn is, found by rendering parts of it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from attrs import field, frozen
+from jinja2 import TemplateError
+
+from surogate_core.errors import BadRow
+
+Message = Mapping[str, Any]
+
+GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+PLAIN_MARKER = re.compile(r"<[^<>\s]{1,40}>")  # an end-of-turn marker that the tokenizer does not know as one token
+STAND_INS = "QZ"
+
+
+@frozen
+class View:
+    """Renderings of one conversation and of parts of it. ``markers`` are the tokenizer's special tokens; ``opening`` is the text
+    that each assistant turn is given to start with (``response_prefix``)."""
+
+    tokenizer: Any
+    messages: list[dict[str, Any]]
+    tools: list[Any] | None
+    markers: tuple[str, ...]
+    opening: str = ""
+    rendered: dict[tuple[int, bool], str] = field(factory=dict)
+
+    def prefix(self, count: int, prompt: bool = False) -> str:
+        """The rendering of the first ``count`` messages, kept."""
+        if (count, prompt) not in self.rendered:
+            self.rendered[count, prompt] = self._render(self.messages[:count], prompt)
+        return self.rendered[count, prompt]
+
+    def check(self, whole: str) -> None:
+        """Templates leave out without a word what they do not know: tools, calls, thoughts, roles. Raises BadRow for that."""
+        calls = [call for message in self.messages for call in message.get("tool_calls") or []]
+        for what, entries in (("tools", self.tools or []), ("tool calls", calls)):
+            names = [entry.get("function", entry).get("name") for entry in entries]
+            if not all(isinstance(name, str) and name in whole for name in names):
+                raise BadRow(f"the chat template does not show the {what}")
+        for i, message in enumerate(self.messages):
+            content, thought = message.get("content"), message.get("reasoning_content")
+            if message.get("role") == "assistant" and isinstance(content, str):
+                content = content.split("</think>")[-1]
+            if isinstance(content, str) and not _shown(content, whole):
+                raise BadRow(f"the chat template does not show a message of role {message.get('role')}")
+            # A thought may be left out of the history, as it is when the model is served, but not out of the turn itself.
+            if isinstance(thought, str) and not _shown(thought, whole) and not _shown(thought, self.prefix(i + 1)):
+                raise BadRow("the chat template does not show the reasoning")
+
+    def _render(self, messages: Sequence[Message], prompt: bool = False) -> str:
+        try:
+            return self.tokenizer.apply_chat_template(messages, tools=self.tools, tokenize=False, add_generation_prompt=prompt)
+        except (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+            raise BadRow(f"the chat template fails: {type(error).__name__}: {str(error)[:100]}") from error
+
+    def turns(self, whole: str, wanted: Sequence[int]) -> dict[int, tuple[int, int]]:
+        """Characters [start, stop) of the wanted assistant turns in ``whole``."""
+        template = self.tokenizer.get_chat_template(None, tools=self.tools)
+        if GENERATION.search(template):
+            return self._marked(whole, template)
+        self._check_prompt(whole, wanted[0])
+        spans = {}
+        for i in wanted:
+            start = self._start(whole, i)
+            spans[i] = start, self._stop(whole, i, start)
+            if spans[i][1] <= start:
+                raise BadRow("the chat template shows nothing of an assistant message")
+        return spans
+
+    def _marked(self, whole: str, template: str) -> dict[int, tuple[int, int]]:
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        turns = [i for i, message in enumerate(self.messages) if message.get("role") == "assistant"]
+        special = self.tokenizer.special_tokens_map
+        texts, marks = render_jinja_template(
+            [self.messages], tools=self.tools, chat_template=template, return_assistant_tokens_mask=True, **special
+        )
+        if texts[0] != whole:
+            raise BadRow("the chat template renders otherwise with generation marks")
+        if len(marks[0]) != len(turns):
+            raise BadRow("another number of generation marks than of assistant messages")
+        spans = {}
+        for i, (start, stop) in zip(turns, marks[0], strict=True):
+            if not whole.startswith(self.opening, start):
+                raise BadRow("an assistant turn does not start with response_prefix in the chat template's rendering")
+            spans[i] = start + len(self.opening), stop + self._marker(whole, stop)
+        return spans
+
+    def _check_prompt(self, whole: str, i: int) -> None:
+        """Without a generation prompt, a turn's header would be taken for its text."""
+        before, content = self.prefix(i), self.messages[i].get("content")
+        if before != self.prefix(i, prompt=True) or not isinstance(content, str):
+            return
+        if not whole[len(before) :].lstrip().startswith(content.strip()):
+            raise BadRow("the chat template has no generation prompt, and an assistant turn does not start with its text")
+
+    def _start(self, whole: str, i: int) -> int:
+        """Where the model starts to write turn i."""
+        prompt = self.prefix(i, prompt=True)
+        if whole.startswith(prompt):
+            return len(prompt)
+        # The prompt ends in something that this turn does not start with (an empty thought): keep the lines that agree.
+        before = self.prefix(i)
+        if not whole.startswith(before):
+            raise BadRow("the chat template renders the messages before an assistant turn otherwise in the whole conversation")
+        agreed = prompt[: _shared(prompt, whole)]
+        ends = [agreed.rfind("\n") + 1, *(agreed.rfind(token) + len(token) for token in self.markers if token in agreed)]
+        start = max(ends)
+        if start <= len(before):
+            raise BadRow("an assistant turn does not start with the chat template's generation prompt")
+        if not whole.startswith(self.opening, start):
+            raise BadRow("an assistant turn does not start with response_prefix in the chat template's rendering")
+        return start + len(self.opening)
+
+    def _stop(self, whole: str, i: int, start: int) -> int:
+        """Where turn i ends, its end-of-turn marker included."""
+        upto = self.prefix(i + 1)
+        turn = whole[start : len(upto)].rstrip()
+        if whole.startswith(upto) and turn.endswith(self.markers):
+            return start + len(turn)
+        message = self.messages[i]
+        content = message.get("content")
+        last = content.rstrip()[-1:] if isinstance(content, str) and not message.get("tool_calls") else ""
+        stand_in = next(letter for letter in STAND_INS if letter != last)
+        other = self._render([*self.messages[:i], {"role": "assistant", "content": stand_in * 8}, *self.messages[i + 1 :]])
+        shared = _shared(whole[::-1], other[::-1])
+        if not other[: len(other) - shared].endswith(stand_in * 8):
+            raise BadRow("the end of an assistant turn cannot be told in the chat template's rendering")
+        stop = len(whole) - shared
+        plain = PLAIN_MARKER.match(whole, stop)
+        return stop + (self._marker(whole, stop) or (plain.end() - stop if plain else 0))
+
+    def _marker(self, whole: str, at: int) -> int:
+        """Length of the special token that the text has at this place, 0 if none."""
+        return max((len(token) for token in self.markers if whole.startswith(token, at)), default=0)
+
+
+def _shown(text: str, whole: str) -> bool:
+    """Whether ``whole`` has this text, as it is or written as JSON, white space around it aside."""
+    text = text.strip()
+    return text in whole or json.dumps(text, ensure_ascii=False)[1:-1] in whole or json.dumps(text)[1:-1] in whole
+
+
+def _shared(one: str, other: str) -> int:
+    """Number of characters that both start with."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
