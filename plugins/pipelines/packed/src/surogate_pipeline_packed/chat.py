@@ -104,7 +104,8 @@ class Renderer:
         """Plain concatenation."""
         if tools or any(message.get("tool_calls") for message in messages):
             raise BadRow("tools have no place without a chat template: set agent_template")
-        text, spans = "", []
+        text = ""
+        spans: list[Span] = []
         end = self.tokenizer.eos_token
         for i, message in enumerate(messages):
             if i not in weights:

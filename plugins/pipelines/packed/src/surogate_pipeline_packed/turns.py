@@ -17,6 +17,7 @@ Message = Mapping[str, Any]
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 PLAIN_MARKER = re.compile(r"<[^<>\s]{1,40}>")  # an end-of-turn marker that the tokenizer does not know as one token
 STAND_INS = "QZ"
+EMPTY_THOUGHT = re.compile(r"(<think>\s*</think>)?\s*")
 
 
 @frozen
@@ -109,15 +110,39 @@ class View:
         # The prompt ends in something that this turn does not start with (an empty thought): keep the lines that agree.
         before = self.prefix(i)
         if not whole.startswith(before):
-            raise BadRow("the chat template renders the messages before an assistant turn otherwise in the whole conversation")
+            return self._start_within(whole, i)
         agreed = prompt[: _shared(prompt, whole)]
-        ends = [agreed.rfind("\n") + 1, *(agreed.rfind(token) + len(token) for token in self.markers if token in agreed)]
-        start = max(ends)
+        start = self._line_ends(agreed)[0]
         if start <= len(before):
             raise BadRow("an assistant turn does not start with the chat template's generation prompt")
         if not whole.startswith(self.opening, start):
             raise BadRow("an assistant turn does not start with response_prefix in the chat template's rendering")
         return start + len(self.opening)
+
+    def _start_within(self, whole: str, i: int) -> int:
+        """The same where what comes before turn i is rendered otherwise in the whole. The whole is rendered with two other texts in
+        that turn: what both share ends where the text starts. The last generation prompt in it is the turn's own, if nothing but
+        an empty thought follows it."""
+        before, prompt = self.prefix(i), self.prefix(i, prompt=True)
+        one, other = (self._replaced(i, letter) for letter in STAND_INS)
+        shared = one[: _shared(one, other)]
+        agreed = whole[: _shared(whole, shared)]
+        addition = prompt[_shared(before, prompt) :]
+        for end in [len(addition), *([] if self.opening else self._line_ends(addition))]:
+            at = agreed.rfind(addition[:end]) + end
+            if at >= end > 0 and EMPTY_THOUGHT.fullmatch(shared, at):
+                return at
+        raise BadRow("the chat template renders the messages before an assistant turn otherwise in the whole conversation")
+
+    def _line_ends(self, text: str) -> list[int]:
+        """Places behind a line break or a marker, the last one first; 0 if there is none."""
+        ends = {at.end() for at in re.finditer("|".join(["\n", *map(re.escape, self.markers)]), text)}
+        return sorted(ends, reverse=True) or [0]
+
+    def _replaced(self, i: int, letter: str) -> str:
+        """The whole with another text in turn i."""
+        said = {"role": "assistant", "content": self.opening + letter * 8}
+        return self._render([*self.messages[:i], said, *self.messages[i + 1 :]])
 
     def _stop(self, whole: str, i: int, start: int) -> int:
         """Where turn i ends, its end-of-turn marker included."""
@@ -129,7 +154,7 @@ class View:
         content = message.get("content")
         last = content.rstrip()[-1:] if isinstance(content, str) and not message.get("tool_calls") else ""
         stand_in = next(letter for letter in STAND_INS if letter != last)
-        other = self._render([*self.messages[:i], {"role": "assistant", "content": stand_in * 8}, *self.messages[i + 1 :]])
+        other = self._replaced(i, stand_in)
         shared = _shared(whole[::-1], other[::-1])
         if not other[: len(other) - shared].endswith(stand_in * 8):
             raise BadRow("the end of an assistant turn cannot be told in the chat template's rendering")
