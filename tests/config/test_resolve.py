@@ -214,7 +214,7 @@ def test_missing_keys(host: Host) -> None:
         ({"report_to": ["wandb"]}, "report_to", "is not available in this version", "console"),
         ({"report_to": ["jsonl", "jsnl"]}, "report_to", 'report_to = "jsnl" is not installed', 'did you mean "jsonl"?'),
         ({"datasets": [{**BASE, "type": "instructon"}]}, "datasets.0.type", "is not installed", 'did you mean "instruction"?'),
-        ({"loss_scale": "defalt"}, "loss_scale", 'wanted "default", "last_round", "all"', 'did you mean "default"?'),
+        ({"loss_scale": "defalt"}, "loss_scale", 'did you mean "default"?', "set loss_scale to text"),
         ({"lora": "false"}, "lora", 'lora = "false": wanted true or false', "write lora = false, without quotes"),
         ({"save_steps": "50"}, "save_steps", "wanted a whole number", "write save_steps = 50, without quotes"),
         ({"lora_target_modules": ["q", 3]}, "lora_target_modules", "lora_target_modules.1 = 3: wanted text", "a list of texts"),

@@ -10,7 +10,7 @@ to find is which part of it each assistant turn is:
   another text in that turn, and the part that both share at the end is what follows it.
 
 Every piece found is compared with the whole, character by character. Where it does not fit, the sample is refused with a reason,
-never guessed. The marker that ends a turn is trained with it; white space behind the marker is not.
+never guessed. The marker that ends a turn is trained with it; white space behind the marker is not, unless marks cover it.
 
 Without a chat template (``use_chat_template = false``) the text is the contents of the messages, one after the other with nothing
 between them, and EOS after each of the assistant's.

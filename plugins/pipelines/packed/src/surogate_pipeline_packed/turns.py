@@ -88,10 +88,16 @@ class View:
         if len(marks[0]) != len(turns):
             raise BadRow("another number of generation marks than of assistant messages")
         spans = {}
+        prompt = self._prompted(whole)
+        header = prompt[_shared(whole, prompt) :]
         for i, (start, stop) in zip(turns, marks[0], strict=True):
             if not whole.startswith(self.opening, start):
                 raise BadRow("an assistant turn does not start with response_prefix in the chat template's rendering")
-            spans[i] = start + len(self.opening), stop + self._marker(whole, stop)
+            # Marks may leave out the end-of-turn marker. A marker behind one that they cover is the next message's.
+            length = 0 if whole[start:stop].rstrip().endswith(self.markers) else self._marker(whole, stop)
+            if length and header.startswith(whole[stop : stop + length]):
+                length = 0
+            spans[i] = start + len(self.opening), stop + length
         return spans
 
     def _check_prompt(self, whole: str, i: int) -> None:
@@ -134,6 +140,13 @@ class View:
                 return at
         raise BadRow("the chat template renders the messages before an assistant turn otherwise in the whole conversation")
 
+    def _prompted(self, whole: str) -> str:
+        """The whole with a generation prompt; without one where the template refuses."""
+        try:
+            return self.prefix(len(self.messages), prompt=True)
+        except BadRow:
+            return whole
+
     def _line_ends(self, text: str) -> list[int]:
         """Places behind a line break or a marker, the last one first; 0 if there is none."""
         ends = {at.end() for at in re.finditer("|".join(["\n", *map(re.escape, self.markers)]), text)}
@@ -148,7 +161,9 @@ class View:
         """Where turn i ends, its end-of-turn marker included."""
         upto = self.prefix(i + 1)
         turn = whole[start : len(upto)].rstrip()
-        if whole.startswith(upto) and turn.endswith(self.markers):
+        # What the template adds at the end of a conversation (it is not there with a generation prompt) is no part of the turn.
+        ended = upto == whole and not self._prompted(whole).startswith(whole)
+        if whole.startswith(upto) and turn.endswith(self.markers) and not ended:
             return start + len(turn)
         message = self.messages[i]
         content = message.get("content")
