@@ -193,7 +193,9 @@ def main() -> None:
             return
         path = Path(directory, "rows.jsonl")
         write(path, options.rows, short=False)
-        print(f"{options.rows:,} rows, {path.stat().st_size / 1e6:.1f} MB; {options.workers} workers; load {os.getloadavg()[0]:.1f}")
+        print(
+            f"{options.rows:,} rows, {path.stat().st_size / 1e6:.1f} MB; {options.workers} workers; load {os.getloadavg()[0]:.1f}"
+        )
         ratios = []
         for number in range(options.rounds):
             order = ("surogate", "trl")[:: 1 if number % 2 == 0 else -1]

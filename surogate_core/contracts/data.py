@@ -31,7 +31,11 @@ class Sample:
 
 
 class Format(Protocol):
-    """Turns rows of one data set into samples."""
+    """Turns rows of one data set into samples.
+
+    A format that is not settled before rows are seen has ``settle(rows)`` besides, which returns an object with ``type``,
+    ``options`` and ``why``: the format to go on with.
+    """
 
     overlong: Literal["split", "truncate"]
     """``split``: longer documents are cut into pieces, nothing is lost. ``truncate``: they follow ``truncation_strategy``."""

@@ -51,8 +51,8 @@ def test_openai_messages_pass_unchanged() -> None:
     tools = [{"type": "function", "function": {"name": "look"}}]
     assert rendered({"messages": OPENAI, "tools": tools}, tools_field="tools") == (OPENAI, tools, "conversation with tools")
     assert rendered({"messages": OPENAI})[1:] == (None, "conversation")
-    extra = [{**OPENAI[1], "loss": 0, "reasoning_content": "hm", "name": None}]
-    assert rendered({"messages": extra})[0] == [{**OPENAI[1], "loss": 0, "reasoning_content": "hm"}]
+    extra = [{**OPENAI[4], "loss": 0, "reasoning_content": "hm", "name": None}]
+    assert rendered({"messages": extra})[0] == [{**OPENAI[4], "loss": 0, "reasoning_content": "hm"}]
 
 
 def test_sharegpt_messages() -> None:

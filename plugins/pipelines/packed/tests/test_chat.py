@@ -142,6 +142,19 @@ def test_the_end_of_turn_is_trained_where_the_marks_leave_it_out(load) -> None:
     assert renderer(tokenizer)(TALK) == wanted
 
 
+def test_a_marker_behind_the_marks_is_not_trained_when_it_is_the_next_messages(load) -> None:
+    tokenizer = load("minimind", "chatml")
+    plain = tokenizer.chat_template
+    end = "{{- '<|im_end|>' -}}{%- endgeneration -%}{{- '\\n' -}}"
+    assert end in plain
+    for other in ("{{- '<|im_end|>\\n' -}}{%- endgeneration -%}", "{%- endgeneration -%}"):
+        tokenizer.chat_template = plain.replace(end, other)
+        sample = renderer(tokenizer)([*TALK, {"role": "user", "content": "c"}])
+        text = trained_text(tokenizer, sample)
+        assert "<|im_start|>" not in text
+        assert text.replace("<|im_end|>\n", "") == "xy"
+
+
 def test_template_that_changes_history(load) -> None:
     tokenizer = load("minimind")
     tokenizer.chat_template = HISTORY
@@ -225,7 +238,7 @@ def test_system_fills_in_where_there_is_none(load) -> None:
 def test_no_template(load, tmp_path: Path) -> None:
     with pytest.raises(DataError, match='set template = "chatml"'):
         renderer(load("gpt2"))(TALK)
-    with pytest.raises(DataError, match="chatml, qwen, llama3, mistral, gemma"):
+    with pytest.raises(DataError, match="chatml, cohere, gemma, llama3, mistral"):
         named_template("chtml")
     (tmp_path / "own.jinja").write_text("{{ 'x' }}")
     assert named_template(str(tmp_path / "own.jinja")) == "{{ 'x' }}"

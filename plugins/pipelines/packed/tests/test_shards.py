@@ -421,7 +421,9 @@ def test_shards_are_safetensors_files_that_hold_what_was_given(tmp_path: Path) -
         (1, 1, 0, "torn"),
         (1, 2, 1, ""),
     ]
-    assert {(length, back.words[kind], back.words[marker]) for length, kind, marker in stored["samples"].tolist()} == {(3, "k", "m")}
+    assert {(length, back.words[kind], back.words[marker]) for length, kind, marker in stored["samples"].tolist()} == {
+        (3, "k", "m")
+    }
     assert not back.tokens.flags.owndata
 
 

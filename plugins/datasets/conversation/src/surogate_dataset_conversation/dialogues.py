@@ -1,7 +1,9 @@
 """Conversations as they occur in data sets → OpenAI messages → the chat template.
 
 ShareGPT's ``from`` and ``value`` and its role names are translated, a function call becomes ``tool_calls`` of the assistant,
-arguments that are JSON strings are parsed, ``content`` may be null beside tool calls.
+arguments that are JSON strings are parsed, ``content`` may be null beside tool calls or a list of text parts, a tool's result may
+be an object (it is written as JSON), and what the assistant thought may be called ``reasoning_content``, ``reasoning``, ``thinking``,
+or be a part of its content. Thoughts between ``<think>`` tags stay in the content, where templates look for them.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ ROLES = {
     "tool_response": "tool",
 }
 CALLS = ("function_call", "tool_call")
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 SHAREGPT = {"role": "from", "content": "value"}
 
 
@@ -75,10 +78,24 @@ class Dialogues:
         message["role"] = ROLES[said]
         if said in CALLS:
             message |= {"content": "", "tool_calls": _calls_of_text(message.get("content"))}
+        elif "function_call" in message and not message.get("tool_calls"):
+            message["tool_calls"] = [message["function_call"]]
+        message.pop("function_call", None)
         if message.get("tool_calls"):
             message["tool_calls"] = [_call(call) for call in _sequence(message["tool_calls"], "tool_calls")]
+        if message["role"] == "tool" and _structured(message.get("content")):
+            message["content"] = json.dumps(message["content"], ensure_ascii=False)
+        thoughts = [_thought(message.pop(name)) for name in THOUGHTS if name in message]
         if isinstance(message.get("content"), list):
-            message["content"] = _joined(message["content"])
+            message["content"], parts = _joined(message["content"])
+            thoughts += parts
+        thoughts = [thought for thought in thoughts if thought.strip()]
+        if len(thoughts) > 1:
+            raise BadRow("a message with its thoughts in two places")
+        if thoughts:
+            if message["role"] != "assistant":
+                raise BadRow("thoughts in a message that is not the assistant's")
+            message["reasoning_content"] = thoughts[0]
         if message.get("content") is None:
             if not message.get("tool_calls"):
                 raise BadRow("a message without content")
@@ -141,11 +158,31 @@ def _call(call: Any) -> dict[str, Any]:
     return {**extra, "type": "function", "function": {"name": function["name"], "arguments": arguments}}
 
 
-def _joined(parts: list[Any]) -> str:
-    """Content as a list of text parts."""
-    if not all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in parts):
-        raise BadRow("content of a message has parts that are not text")
-    return "".join(part["text"] for part in parts)
+def _structured(content: Any) -> bool:
+    """Whether a tool's result is an object or a list of its own, not a list of text parts."""
+    if isinstance(content, list):
+        return not all(isinstance(part, Mapping) and "type" in part for part in content)
+    return isinstance(content, Mapping)
+
+
+def _thought(value: Any) -> str:
+    if not isinstance(value, str):
+        raise BadRow("reasoning of a message is not text")
+    return value
+
+
+def _joined(parts: list[Any]) -> tuple[str, list[str]]:
+    """Content as a list of parts: what is said, and what is thought (parts of type ``thinking`` or ``reasoning``)."""
+    said, thoughts = "", []
+    for part in parts:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind in ("thinking", "reasoning"):
+            thoughts.append(_thought(part.get(kind, part.get("text"))))
+        elif isinstance(part, Mapping) and isinstance(part.get("text"), str):
+            said += part["text"]
+        else:
+            raise BadRow("content of a message has parts that are not text")
+    return said, ["".join(thoughts)]
 
 
 def build(options: Options, context: FormatContext) -> Dialogues:

@@ -20,10 +20,24 @@ EMPTY = -1
 
 
 class Batches:
-    """Packed batches of one corpus. ``rows`` are the packed rows of one epoch, ``fill`` the share of their positions in use."""
+    """Packed batches of one corpus. ``rows`` are the packed rows of one epoch, ``fill`` the share of their positions in use.
+
+    ``left`` pads rows on the left. ``free`` lays the rows of a micro-batch end to end in one row (1, S') without padding, where S'
+    is what they fill (at least one position, which pads a micro-batch without pieces).
+    """
 
     def __init__(
-        self, corpus: Corpus, *, sequence_len: int, batch_size: int, accumulation: int, seed: int, packing: bool, pad_id: int
+        self,
+        corpus: Corpus,
+        *,
+        sequence_len: int,
+        batch_size: int,
+        accumulation: int,
+        seed: int,
+        packing: bool,
+        pad_id: int,
+        left: bool = False,
+        free: bool = False,
     ):
         self.corpus = corpus
         self.sequence_len = sequence_len
@@ -31,6 +45,8 @@ class Batches:
         self.accumulation = accumulation
         self.seed = seed
         self.pad_id = pad_id
+        self.left = left
+        self.free = free
         self._rows = pack(corpus.lengths, sequence_len, seed, packing)
         self.rows = len(self._rows)
         self.fill = float(corpus.lengths.sum() / max(1, self.rows * sequence_len))
@@ -78,14 +94,19 @@ class Batches:
 
         order, starts = self._rows.order, self._rows.starts
         members = [order[starts[row] : starts[row + 1]] if row != EMPTY else order[:0] for row in rows]
-        shape = (len(rows), self.sequence_len)
+        used = [int(self.corpus.lengths[pieces].sum()) for pieces in members]
+        if self.free:
+            members, used = [np.concatenate(members)], [sum(used)]
+        width = max(used[0], 1) if self.free else self.sequence_len
+        shape = (len(members), width)
         ids = np.full(shape, self.pad_id, dtype=np.int64)
         labels = np.full(shape, -100, dtype=np.int64)
         weights = np.zeros(shape, dtype=np.float32)
         positions = np.zeros(shape, dtype=np.int64)
         documents = np.zeros(shape, dtype=np.int32)
         for row, pieces in enumerate(members):
-            at = 0
+            pad = np.arange(width - used[row])
+            at = first = len(pad) if self.left else 0
             for number, (start, stop, end) in enumerate(self.corpus.pieces[pieces].tolist()):
                 here = slice(at, at + stop - start)
                 labelled = min(stop, end - 1) - start  # positions that have a next token
@@ -95,8 +116,9 @@ class Batches:
                 positions[row, here] = np.arange(stop - start)
                 documents[row, here] = number
                 at += stop - start
-            positions[row, at:] = np.arange(self.sequence_len - at)
-            documents[row, at:] = len(pieces)
+            padding = slice(0, first) if self.left else slice(at, width)
+            positions[row, padding] = pad
+            documents[row, padding] = len(pieces)
         labels[weights == 0] = -100
         arrays = (ids, labels, weights, positions, documents)
         return Batch(*(torch.from_numpy(array) for array in arrays)), np.concatenate(members)

@@ -10,32 +10,27 @@ to find is which part of it each assistant turn is:
   another text in that turn, and the part that both share at the end is what follows it.
 
 Every piece found is compared with the whole, character by character. Where it does not fit, the sample is refused with a reason,
-never guessed. The marker that ends a turn is trained with it; white space behind the marker is not.
+never guessed. The marker that ends a turn is trained with it; white space behind the marker is not, unless marks cover it.
+
+Without a chat template (``use_chat_template = false``) the text is the contents of the messages, one after the other with nothing
+between them, and EOS after each of the assistant's.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from attrs import field, frozen
-from jinja2 import TemplateError
+from attrs import frozen
 from numpy.typing import NDArray
 
 from surogate_core.contracts import Sample
 from surogate_core.errors import BadRow, DataError
+from surogate_pipeline_packed.agents import AGENTS
 from surogate_pipeline_packed.plugin import Options
-from surogate_pipeline_packed.quick import Quick, quick
-
-Message = Mapping[str, Any]
-Span = tuple[int, int, float]
-"""Characters [start, stop) of a text, and the weight of predicting the tokens that start in them."""
-
-GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
-PLAIN_MARKER = re.compile(r"<[^<>\s]{1,40}>")  # an end-of-turn marker that the tokenizer does not know as one token
-STAND_INS = "QZ"
+from surogate_pipeline_packed.scale import LossScale, Span
+from surogate_pipeline_packed.turns import Message, View
 
 
 def weigh(tokenizer: Any, text: str, spans: Sequence[Span], kind: str, marker: str, special: bool = False) -> Sample:
@@ -54,51 +49,101 @@ class Renderer:
     """``render`` of a FormatContext: messages → Sample."""
 
     tokenizer: Any
-    system: str | None
-    loss_scale: str
+    own: Options
+    scale: LossScale
 
     @classmethod
     def of(cls, own: Options, tokenizer: Any) -> Renderer:
-        return cls(tokenizer, own.system, own.loss_scale)
+        return cls(tokenizer, own, LossScale.of(own.loss_scale))
 
     def check(self) -> None:
         """Raises DataError when the tokenizer cannot render conversations."""
         name = getattr(self.tokenizer, "name_or_path", "the tokenizer")
-        if not self.tokenizer.chat_template:
+        if self.own.use_chat_template and not self.tokenizer.chat_template:
             raise DataError("the tokenizer has no chat template", name, 'set template = "chatml", another name, or a Jinja file')
+        if not self.own.use_chat_template and self.tokenizer.eos_token is None:
+            raise DataError("the tokenizer has no EOS token, with which answers end", name, "set eos_token")
         if not self.tokenizer.is_fast:
             raise DataError(
                 "the tokenizer cannot say where its tokens are in the text", name, "use its fast version (tokenizer.json)"
             )
 
     def __call__(self, messages: Sequence[Message], tools: Sequence[Any] | None = None, kind: str = "conversation") -> Sample:
-        """Render and weigh a conversation of OpenAI messages. ``loss`` in a message (bool or number) overrides ``loss_scale``.
+        """Render and weigh a conversation of OpenAI messages. ``loss`` in a message (bool or number) is the weight of its text,
+        whatever ``loss_scale`` says.
 
         Raises BadRow: no messages, a rendering that fails, or turns that cannot be told apart.
         """
         self.check()
         if not messages:
             raise BadRow("no messages")
-        if self.system is not None and messages[0].get("role") != "system":
-            messages = [{"role": "system", "content": self.system}, *messages]
-        rest = background(self.loss_scale)
-        weights = {i: weight for i, weight in turn_weights(messages, self.loss_scale).items() if weight != rest}
-        shown = [{key: value for key, value in message.items() if key != "loss"} for message in messages]
-        view = View(self.tokenizer, shown, list(tools) if tools else None, tuple(self.tokenizer.all_special_tokens))
+        if self.own.system is not None and messages[0].get("role") != "system":
+            messages = [{"role": "system", "content": self.own.system}, *messages]
+        if self.own.agent_template:
+            messages, tools = AGENTS[self.own.agent_template].rewrite(messages, tools), None
+        weights = turn_weights(messages, self.scale.base)
+        if not self.own.use_chat_template:
+            return self._plain(messages, tools, weights, kind)
+        opening = self.own.response_prefix or ""
+        shown = [_shown(message, opening) for message in messages]
+        view = View(self.tokenizer, shown, list(tools) if tools else None, tuple(self.tokenizer.all_special_tokens), opening)
         whole = view.prefix(len(shown))
-        view.check_tools(whole)
-        found = view.turns(whole, list(weights)) if weights else {}
-        spans = [(0, len(whole), rest), *((*found[i], weight) for i, weight in weights.items())]
+        view.check(whole)
+        spans = [*self.scale.spans(whole, 0, len(whole), self.scale.background)]
+        rest = self.scale.background
+        wanted = [i for i, weight in weights.items() if weight != rest or (given(messages[i]) and self.scale.patterns)]
+        for i, (start, stop) in (view.turns(whole, wanted) if wanted else {}).items():
+            if i in wanted:
+                spans += self._turn(whole, start, stop, weights[i], messages[i])
         return weigh(self.tokenizer, whole, spans, kind, "assistant text")
+
+    def _turn(self, text: str, start: int, stop: int, weight: float, message: Message) -> Sequence[Span]:
+        return [(start, stop, weight)] if given(message) else [*self.scale.spans(text, start, stop, weight)]
+
+    def _plain(self, messages: Sequence[Message], tools: Sequence[Any] | None, weights: dict[int, float], kind: str) -> Sample:
+        """Plain concatenation."""
+        if tools or any(message.get("tool_calls") for message in messages):
+            raise BadRow("tools have no place without a chat template: set agent_template")
+        text = ""
+        spans: list[Span] = []
+        end = self.tokenizer.eos_token
+        for i, message in enumerate(messages):
+            if i not in weights:
+                text += message["content"]
+                continue
+            text += self.own.response_prefix or ""
+            start = len(text)
+            thought = message.get("reasoning_content")
+            text += (f"<think>\n{thought}\n</think>\n\n" if thought else "") + message["content"] + end
+            spans += self._turn(text, start, len(text), weights[i], message)
+        spans = [*self.scale.spans(text, 0, len(text), self.scale.background), *spans]
+        encoded = weigh(self.tokenizer, text, spans, kind, "assistant text", special=True)
+        ids, trained = list(encoded.input_ids), list(encoded.weights)
+        if text.endswith(end) and ids[-2:] == [self.tokenizer.eos_token_id] * 2:  # the tokenizer adds EOS itself
+            ids, trained = ids[:-1], trained[:-1]
+        return Sample(input_ids=ids, weights=trained, kind=kind, marker=encoded.marker)
+
+
+def _shown(message: Message, opening: str) -> dict[str, Any]:
+    """The message as the template gets it: without ``loss``, and an answer with the text that it is given to start with."""
+    shown = {key: value for key, value in message.items() if key != "loss"}
+    if opening and shown.get("role") == "assistant" and not str(shown.get("content") or "").startswith(opening):
+        shown["content"] = opening + (shown.get("content") or "")
+    return shown
 
 
 def background(loss_scale: str) -> float:
     """Weight of text that is not the assistant's."""
-    return 1.0 if loss_scale == "all" else 0.0
+    return LossScale.of(loss_scale).background
 
 
-def turn_weights(messages: Sequence[Message], loss_scale: str) -> dict[int, float]:
-    """Weight of each assistant message, by its index. ``loss`` in a message overrides ``loss_scale``."""
+def given(message: Message) -> bool:
+    """Whether the message says itself how much it weighs."""
+    return message.get("loss") is not None
+
+
+def turn_weights(messages: Sequence[Message], base: str) -> dict[int, float]:
+    """Weight of each assistant message, by its index. ``loss`` in a message overrides the base of ``loss_scale``."""
     last_user = max((i for i, message in enumerate(messages) if message.get("role") == "user"), default=-1)
     weights = {}
     for i, message in enumerate(messages):
@@ -106,122 +151,7 @@ def turn_weights(messages: Sequence[Message], loss_scale: str) -> dict[int, floa
         if loss is not None and not (isinstance(loss, (bool, int, float)) and 0 <= loss < float("inf")):
             raise BadRow("loss of a message is neither true, false nor a number from 0 on")
         if message.get("role") == "assistant":
-            weights[i] = float(loss if loss is not None else loss_scale != "last_round" or i > last_user)
-        elif loss is not None and bool(loss) != (loss_scale == "all"):
+            weights[i] = float(loss if loss is not None else base != "last_round" or i > last_user)
+        elif loss is not None and bool(loss) != (base == "all"):
             raise BadRow("loss on a message that is not the assistant's")
     return weights
-
-
-@frozen
-class View:
-    """Renderings of one conversation and of parts of it. ``markers`` are the tokenizer's special tokens."""
-
-    tokenizer: Any
-    messages: list[dict[str, Any]]
-    tools: list[Any] | None
-    markers: tuple[str, ...]
-    rendered: dict[tuple[int, bool], str] = field(factory=dict)
-    fast: list[Quick | None] = field(factory=list)  # filled once the whole is rendered and parts are asked for
-
-    def prefix(self, count: int, prompt: bool = False) -> str:
-        """The rendering of the first ``count`` messages, kept."""
-        if (count, prompt) not in self.rendered:
-            self.rendered[count, prompt] = self._render(self.messages[:count], prompt)
-        return self.rendered[count, prompt]
-
-    def check_tools(self, whole: str) -> None:
-        """Templates that know no tools leave them out without a word."""
-        calls = [call for message in self.messages for call in message.get("tool_calls") or []]
-        for what, entries in (("tools", self.tools or []), ("tool calls", calls)):
-            names = [entry.get("function", entry).get("name") for entry in entries]
-            if not all(isinstance(name, str) and name in whole for name in names):
-                raise BadRow(f"the chat template does not show the {what}")
-
-    def _render(self, messages: Sequence[Message], prompt: bool = False) -> str:
-        whole = self.rendered.get((len(self.messages), False))
-        if whole is not None and not self.fast:
-            self.fast.append(quick(self.tokenizer, self.messages, self.tools, whole))
-        try:
-            if self.fast and self.fast[0] is not None:
-                return self.fast[0](messages, prompt)
-            return self.tokenizer.apply_chat_template(messages, tools=self.tools, tokenize=False, add_generation_prompt=prompt)
-        except (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
-            raise BadRow(f"the chat template fails: {type(error).__name__}: {str(error)[:100]}") from error
-
-    def turns(self, whole: str, wanted: Sequence[int]) -> dict[int, tuple[int, int]]:
-        """Characters [start, stop) of the wanted assistant turns in ``whole``."""
-        template = self.tokenizer.get_chat_template(None, tools=self.tools)
-        if GENERATION.search(template):
-            return self._marked(whole, template)
-        self._check_prompt(whole, wanted[0])
-        spans = {}
-        for i in wanted:
-            start = self._start(whole, i)
-            spans[i] = start, self._stop(whole, i, start)
-            if spans[i][1] <= start:
-                raise BadRow("the chat template shows nothing of an assistant message")
-        return spans
-
-    def _marked(self, whole: str, template: str) -> dict[int, tuple[int, int]]:
-        from transformers.utils.chat_template_utils import render_jinja_template
-
-        turns = [i for i, message in enumerate(self.messages) if message.get("role") == "assistant"]
-        special = self.tokenizer.special_tokens_map
-        texts, marks = render_jinja_template(
-            [self.messages], tools=self.tools, chat_template=template, return_assistant_tokens_mask=True, **special
-        )
-        if texts[0] != whole:
-            raise BadRow("the chat template renders otherwise with generation marks")
-        if len(marks[0]) != len(turns):
-            raise BadRow("another number of generation marks than of assistant messages")
-        return {i: (start, stop + self._marker(whole, stop)) for i, (start, stop) in zip(turns, marks[0], strict=True)}
-
-    def _check_prompt(self, whole: str, i: int) -> None:
-        """Without a generation prompt, a turn's header would be taken for its text."""
-        before, content = self.prefix(i), self.messages[i].get("content")
-        if before != self.prefix(i, prompt=True) or not isinstance(content, str):
-            return
-        if not whole[len(before) :].lstrip().startswith(content.strip()):
-            raise BadRow("the chat template has no generation prompt, and an assistant turn does not start with its text")
-
-    def _start(self, whole: str, i: int) -> int:
-        """Where the model starts to write turn i."""
-        prompt = self.prefix(i, prompt=True)
-        if whole.startswith(prompt):
-            return len(prompt)
-        # The prompt ends in something that this turn does not start with (an empty thought): keep the lines that agree.
-        before = self.prefix(i)
-        if not whole.startswith(before):
-            raise BadRow("the chat template renders the messages before an assistant turn otherwise in the whole conversation")
-        agreed = prompt[: _shared(prompt, whole)]
-        ends = [agreed.rfind("\n") + 1, *(agreed.rfind(token) + len(token) for token in self.markers if token in agreed)]
-        if max(ends) <= len(before):
-            raise BadRow("an assistant turn does not start with the chat template's generation prompt")
-        return max(ends)
-
-    def _stop(self, whole: str, i: int, start: int) -> int:
-        """Where turn i ends, its end-of-turn marker included."""
-        upto = self.prefix(i + 1)
-        turn = whole[start : len(upto)].rstrip()
-        if whole.startswith(upto) and turn.endswith(self.markers):
-            return start + len(turn)
-        message = self.messages[i]
-        content = message.get("content")
-        last = content.rstrip()[-1:] if isinstance(content, str) and not message.get("tool_calls") else ""
-        stand_in = next(letter for letter in STAND_INS if letter != last)
-        other = self._render([*self.messages[:i], {"role": "assistant", "content": stand_in * 8}, *self.messages[i + 1 :]])
-        shared = _shared(whole[::-1], other[::-1])
-        if not other[: len(other) - shared].endswith(stand_in * 8):
-            raise BadRow("the end of an assistant turn cannot be told in the chat template's rendering")
-        stop = len(whole) - shared
-        plain = PLAIN_MARKER.match(whole, stop)
-        return stop + (self._marker(whole, stop) or (plain.end() - stop if plain else 0))
-
-    def _marker(self, whole: str, at: int) -> int:
-        """Length of the special token that the text has at this place, 0 if none."""
-        return max((len(token) for token in self.markers if whole.startswith(token, at)), default=0)
-
-
-def _shared(one: str, other: str) -> int:
-    """Number of characters that both start with."""
-    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

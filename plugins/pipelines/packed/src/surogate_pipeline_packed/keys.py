@@ -36,6 +36,8 @@ LATER = {
     "dataloader_num_workers",
     "max_bad_rows",
     "max_length",
+    "padding_free",
+    "padding_side",
     "sample_packing",
     "template",  # a part of its own
     "truncation_strategy",

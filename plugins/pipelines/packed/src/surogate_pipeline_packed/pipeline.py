@@ -50,6 +50,8 @@ class PackedData:
             seed=seed,
             packing=self.own.sample_packing,
             pad_id=self.pad_id,
+            left=self.own.padding_side == "left",
+            free=self.own.padding_free,
         )
 
 

@@ -18,6 +18,7 @@ from surogate_pipeline_packed.ledger import Ledger
 from surogate_pipeline_packed.place import Gathered
 from surogate_pipeline_packed.plugin import Options
 from surogate_pipeline_packed.read import Source, open_source
+from surogate_pipeline_packed.settle import settled
 from surogate_pipeline_packed.store import Store
 from surogate_pipeline_packed.templates import apply_template
 from surogate_pipeline_packed.tokenise import Job
@@ -54,7 +55,7 @@ def prepare(work: Work) -> Prepared:
     Raises DataError: no data set, nothing in one, too many unusable rows, a kind of sample without a trained token.
     """
     core = work.core
-    apply_template(work.own.template, work.tokenizer)
+    apply_template(work.own.template, work.tokenizer, work.own.response_prefix)
     fixed = Fixed.of(work.tokenizer, core, work.own) if work.cache is not None else None
     ledger = Ledger()
     train = _side(core.datasets, "datasets", core.train_seed, work, fixed, ledger)
@@ -73,17 +74,21 @@ def _side(
     gathered = Gathered()
     for index, options in enumerate(datasets):
         where = f"{key}[{index}]"
-        offer = work.format(options.type)
-        job = Job(offer, options.format_options, work.core, work.own, work.tokenizer)
+        source = open_source(options, where, seed)
+        job = Job(work.format(options.type), options.format_options, work.core, work.own, work.tokenizer)
         form = job.build()
+        final = settled(options, form, source, where, work.report)
+        if final is not options:
+            options = final
+            job = Job(work.format(options.type), options.format_options, work.core, work.own, work.tokenizer)
+            form = job.build()
         limit, how = work.core.sequence_len, "split"
         if form.overlong != "split":
             limit, how = work.own.max_length or limit, work.own.truncation_strategy
-        source = open_source(options, where, seed)
         counted = Ledger()
         first_file = gathered.open(source.files)
         store = Store(
-            entry=_entry(work, fixed, offer, options, source),
+            entry=_entry(work, fixed, job.offer, options, source),
             source=source,
             job=job,
             form=form,

@@ -1,0 +1,40 @@
+"""TRL's ids and labels with ``make prove``, where TRL is installed; kept in ``docs/proof/trl_parity.json``, which is checked always."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve()
+RESULTS = HERE.parents[2] / "docs" / "proof" / "trl_parity.json"
+
+
+def check(result: dict) -> None:
+    summary = result["summary"]
+    assert summary["equal"] + summary["differing by line breaks that TRL trains"] == summary["samples"]
+    for one in result["comparisons"]:
+        if one["given to surogate"] == "marked":
+            assert (one["equal"], one["differing"]) == (one["samples"], {})
+
+
+def test_the_kept_result_covers_every_sample() -> None:
+    result = json.loads(RESULTS.read_text())
+    check(result)
+    sizes = {(one["data"], one["samples"]) for one in result["comparisons"]}
+    assert sizes == {("gsm8k", 2000), ("instruction", 1100), ("sgd-tools", 240)}
+
+
+@pytest.mark.prove
+@pytest.mark.skipif(not os.environ.get("SUROGATE_PROVE"), reason="SUROGATE_PROVE is not set: it takes two minutes")
+@pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="TRL is not installed: pip install trl")
+def test_every_sample(shared_data: Path) -> None:
+    command = [sys.executable, str(HERE.with_name("trl_parity.py")), "--data", str(shared_data), "--results", str(RESULTS)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    check(json.loads(RESULTS.read_text()))
