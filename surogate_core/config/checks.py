@@ -38,7 +38,10 @@ def findings(core: CoreOptions, *, need_data: bool) -> Iterator[Finding]:
     for root, sets in (("datasets", core.datasets), ("validation_datasets", core.validation_datasets)):
         for index, data in enumerate(sets or ()):
             path = f"{root}.{index}.path"
-            if looks_local(data.path) and not Path(data.path).expanduser().exists():
+            meant = looks_local(data.path) or (
+                "/" not in data.path and "." in data.path and _near_path(data.path).startswith("did")
+            )
+            if meant and not Path(data.path).expanduser().exists():
                 yield (path,), f"{path} = {json.dumps(data.path)}: there is no such file or directory", _near_path(data.path)
             if core.task == "pt" and data.type != "text":
                 what = f'{root}.{index}.type = "{data.type}": task = "pt" trains on type = "text" only'

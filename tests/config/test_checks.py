@@ -71,6 +71,14 @@ def test_a_missing_path_names_its_nearest_neighbour(tmp_path: Path) -> None:
     assert found(datasets=[DatasetOptions(path=f"{tmp_path}/stories.jsonl", type="text")], model=str(tmp_path)) == []
 
 
+def test_a_file_with_a_mistyped_suffix_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "chat.jsonl").write_text("")
+    monkeypatch.chdir(tmp_path)
+    ((_, _, how),) = found(datasets=[DatasetOptions(path="chat.jsnl", type="text")])
+    assert 'did you mean "chat.jsonl"?' in how
+    assert found(datasets=[DatasetOptions(path="squad", type="text"), DatasetOptions(path="other.v2", type="text")]) == []
+
+
 @pytest.mark.parametrize(
     ("path", "local"),
     [

@@ -12,7 +12,7 @@ from surogate_model_transformers import testing as models_testing
 
 from surogate_core import Offer, Problem, hookimpl, testing
 from surogate_core.config import load
-from surogate_core.errors import PlanError
+from surogate_core.errors import ConfigError, PlanError
 from surogate_core.host import load_host
 from surogate_core.offers import Owner
 from surogate_core.plan import Plan, make_plan
@@ -195,3 +195,38 @@ def test_fusions_are_counted(model: Path, tmp_path: Path) -> None:
     norms = {site.name for site in made.sites if site.kind == "norm"}
     assert made.fused.keys() == norms
     assert f"fusions      {len(norms)} norm: surogate-fusion-norm" in made.render()
+
+
+class Elsewhere:
+    """A model source and a pipeline of a third party, which are ours under another name."""
+
+    @staticmethod
+    @hookimpl
+    def register_models() -> list[Offer]:
+        return [Offer("elsewhere", None, build="surogate_core.testing:build_models", summary="Models from elsewhere.")]
+
+    @staticmethod
+    @hookimpl
+    def register_pipelines() -> list[Offer]:
+        return [Offer("elsewhere", None, build="surogate_core.testing:build_pipeline", summary="Data from elsewhere.")]
+
+
+def test_models_and_data_can_come_from_elsewhere(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from surogate_model_transformers.plugin import Options as ModelOptions
+    from surogate_model_transformers.source import build as ours
+
+    class Pipeline:
+        def __init__(self, context: Any):
+            self.format = context.format
+
+    monkeypatch.setattr(testing, "build_models", lambda options, context: ours(ModelOptions(), context), raising=False)
+    monkeypatch.setattr(testing, "build_pipeline", lambda options, context: Pipeline(context), raising=False)
+    made = plan(model, tmp_path, Elsewhere, model_backend="elsewhere", data_pipeline="elsewhere")
+    assert made.sites == plan(model, tmp_path).sites
+    assert isinstance(made.pipeline, Pipeline)
+    assert made.pipeline.format("text").name == "text"
+    with pytest.raises(ConfigError, match='model_backend = "elswhere" is not installed'):
+        plan(model, tmp_path, Elsewhere, model_backend="elswhere")
+    monkeypatch.setattr(testing, "build_models", build_broken, raising=False)
+    with pytest.raises(ValueError, match="no luck"):
+        plan(model, tmp_path, Elsewhere, model_backend="elsewhere")
