@@ -71,7 +71,9 @@ def thoughtful(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def check(real: SimpleNamespace, tokenizer: Any, sample: Any, messages: list, tools: list | None, name: str, thinking: bool = False) -> int:
+def check(
+    real: SimpleNamespace, tokenizer: Any, sample: Any, messages: list, tools: list | None, name: str, thinking: bool = False
+) -> int:
     """Compare a sample with the independent construction. Returns the number of trained tokens."""
     rendered = tokenizer.apply_chat_template(messages, tools=tools, tokenize=True, return_dict=True)
     wanted = rendered["input_ids"]

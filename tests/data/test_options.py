@@ -122,7 +122,9 @@ def test_system(prepared) -> None:
 
 def test_padding_side(prepared) -> None:
     rows = [{"messages": TALK}, {"messages": TALK[:2]}]
-    right, left = (prepared(rows, padding_side=side, sample_packing=False).data.training(1, 2).step(0) for side in ("right", "left"))
+    right, left = (
+        prepared(rows, padding_side=side, sample_packing=False).data.training(1, 2).step(0) for side in ("right", "left")
+    )
     for one, other in zip(right.batches, left.batches, strict=True):
         used = int((one.document_ids[0] == 0).sum())
         assert 0 < used < 64

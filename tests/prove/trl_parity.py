@@ -45,7 +45,14 @@ FORMATS: dict[str, tuple[Any, Any]] = {
     "sgd-tools": (conversation, Conversation(tools_field="tools")),
 }
 NAMES = {"chatml": "minimind", "qwen2_5_training": "minimind", "qwen3_training": "minimind", "llama3_training": "gpt2"}
-SAME_AS_PUBLISHED = {"qwen2_5": "qwen2_5", "qwen3": "qwen3", "llama3": "llama3", "gemma": "gemma3", "phi3": "phi3_5", "cohere": "cohere"}
+SAME_AS_PUBLISHED = {
+    "qwen2_5": "qwen2_5",
+    "qwen3": "qwen3",
+    "llama3": "llama3",
+    "gemma": "gemma3",
+    "phi3": "phi3_5",
+    "cohere": "cohere",
+}
 BEHIND = "TRL also trains the line break behind the end-of-turn marker, which its marks or its completion mask cover"
 BEFORE = "TRL also trains the line break before the answer, which its marks cover though the generation prompt gives it"
 

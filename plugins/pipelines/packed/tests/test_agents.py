@@ -51,7 +51,11 @@ def test_hermes_is_what_qwen_2_5_renders(load, shared_data: Path) -> None:
 @pytest.mark.parametrize(
     ("form", "call", "result"),
     [
-        ("hermes", '<tool_call>\n{"name": "look", "arguments": {"city": "Ülm"}}\n</tool_call>', "<tool_response>\nsunny\n</tool_response>"),
+        (
+            "hermes",
+            '<tool_call>\n{"name": "look", "arguments": {"city": "Ülm"}}\n</tool_call>',
+            "<tool_response>\nsunny\n</tool_response>",
+        ),
         ("react", 'Action: look\nAction Input: {"city": "Ülm"}', "Observation: sunny"),
         ("llama3", '{"name": "look", "parameters": {"city": "Ülm"}}', '"sunny"'),
     ],
@@ -69,8 +73,14 @@ def test_forms(form: str, call: str, result: str) -> None:
 
 def test_react_has_the_published_prompt() -> None:
     text = AGENTS["react"].rewrite(TALK, [TOOL, TOOL])[0]["content"]
-    assert text.startswith("Answer the following questions as best you can. You have access to the following tools:\n\nlook: Looks.")
-    for line in ("Question: the input question you must answer", "Action: the action to take, should be one of [look, look]", "Begin!"):
+    assert text.startswith(
+        "Answer the following questions as best you can. You have access to the following tools:\n\nlook: Looks."
+    )
+    for line in (
+        "Question: the input question you must answer",
+        "Action: the action to take, should be one of [look, look]",
+        "Begin!",
+    ):
         assert f"\n{line}" in text
 
 

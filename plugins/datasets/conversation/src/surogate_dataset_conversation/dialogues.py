@@ -73,7 +73,7 @@ class Dialogues:
         message = {key: value for key, value in raw.items() if key not in given and value is not None}
         message |= {ours: raw[theirs] for ours, theirs in names.items() if theirs in raw}
         said = message.get("role")
-        if said not in ROLES:
+        if not isinstance(said, str) or said not in ROLES:
             raise BadRow("a message without role" if said is None else f"unknown role {str(said)[:40]!r}")
         message["role"] = ROLES[said]
         if said in CALLS:
