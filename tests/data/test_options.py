@@ -1,4 +1,4 @@
-"""Each option of the data phase that shapes samples changes ids, weights or tensors in the way it says, from the file to the batch."""
+"""Each option of the data phase that shapes samples changes ids, weights or tensors as it says, from the file to the batch."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""``truncation_strategy`` on conversations of 7,000 to 15,000 tokens at ``max_length = 2048``: token counts, masks and ledger, against
-slices of what ``apply_chat_template`` gives and a regular expression finds."""
+"""``truncation_strategy`` on conversations of 7,000 to 15,000 tokens at ``max_length = 2048``: token counts, masks and ledger,
+against slices of what ``apply_chat_template`` gives and a regular expression finds."""
 
 from __future__ import annotations
 

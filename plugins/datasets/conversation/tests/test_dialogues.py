@@ -146,7 +146,8 @@ def test_a_template_that_refuses_null_gets_a_text(load_tokenizer: Any) -> None:
     with pytest.raises(TemplateError, match="null"):
         tokenizer.apply_chat_template(row["messages"], tokenize=False)
     render = Renderer.of(PipelineOptions(), tokenizer)
-    context = FormatContext(config=CoreOptions(model="m"), tokenizer=None, system=None, background=0.0, render=render, weigh=render)
+    core = CoreOptions(model="m")
+    context = FormatContext(config=core, tokenizer=None, system=None, background=0.0, render=render, weigh=render)
     (sample,) = build(Options(), context).encode(row)
     trained = [token for token, weight in zip(sample.input_ids, sample.weights, strict=True) if weight]
     assert tokenizer.decode(trained) == '{"name": "look", "arguments": {"city": "Ulm"}}<|im_end|>'

@@ -102,11 +102,11 @@ def test_results_in_a_row() -> None:
 @pytest.mark.parametrize("template", ["gemma", "llama3", "phi4", "zephyr"])
 def test_models_without_tools_can_be_trained_on_them(load, template: str) -> None:
     tokenizer = load(template)
-    with pytest.raises(BadRow, match="does not show|must alternate"):
+    with pytest.raises(BadRow, match=r"does not show|must alternate"):
         Renderer.of(Options(), tokenizer)(TALK, [TOOL])
-    with pytest.raises(BadRow, match="does not show the tool calls|must alternate"):
+    with pytest.raises(BadRow, match=r"does not show the tool calls|must alternate"):
         Renderer.of(Options(), tokenizer)([*TALK[:2], TALK[3]])
-    with pytest.raises(BadRow, match="does not show the tools|must alternate"):  # though the answer has its name by chance
+    with pytest.raises(BadRow, match=r"does not show the tools|must alternate"):  # though the answer has its name by chance
         Renderer.of(Options(), tokenizer)([TALK[0], {"role": "assistant", "content": "look"}], [TOOL])
     sample = Renderer.of(Options(agent_template="hermes"), tokenizer)(TALK, [TOOL])
     trained = tokenizer.decode([token for token, weight in zip(sample.input_ids, sample.weights, strict=True) if weight == 1])
