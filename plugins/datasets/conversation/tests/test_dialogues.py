@@ -139,7 +139,8 @@ def test_a_template_that_refuses_null_gets_a_text(load_tokenizer: Any) -> None:
     tokenizer = load_tokenizer
     tokenizer.chat_template = (
         "{% for m in messages %}{% if m.content is not string %}{{ raise_exception('null') }}{% endif %}"
-        "<|im_start|>{{ m.role }}\n{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function | tojson }}{% endfor %}<|im_end|>\n"
+        "<|im_start|>{{ m.role }}\n{{ m.content }}{% for c in m.tool_calls or [] %}"
+        "{{ c.function | tojson }}{% endfor %}<|im_end|>\n"
         "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     row = {"messages": [OPENAI[1], {"role": "assistant", "content": None, "tool_calls": [call("look", '{"city": "Ulm"}')]}]}
