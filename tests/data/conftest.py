@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -92,11 +92,11 @@ def encoder(tokenizer: Any, name: str, own: Any) -> Callable[[dict[str, Any]], A
 
 
 @pytest.fixture(scope="session")
-def real(shared_data: Path) -> Iterator[SimpleNamespace]:
+def real(shared_data: Path) -> SimpleNamespace:
     """The real data and tokenizers, and the helpers of this file."""
     from transformers import AutoTokenizer
 
-    yield SimpleNamespace(
+    return SimpleNamespace(
         files=list(FILES),
         rows=lambda name, count=None: rows(shared_data, name, count),
         messages=as_messages,

@@ -22,7 +22,8 @@ PARSERS = {  # the answer and the marker that ends it, after the header that the
 }
 STRICT = (  # refuses null, alternates roles, injects a default system text, ends the whole with a marker
     "{% set first = messages[0] %}{{ '[sys]' + (first.content if first.role == 'system' else 'You are kind.') + '</sys>\\n' }}"
-    "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}{% if m.content is none %}{{ raise_exception('null content') }}{% endif %}"
+    "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}"
+    "{% if m.content is none %}{{ raise_exception('null content') }}{% endif %}"
     "{% if m.role == 'assistant' %}{{ '[bot]' + m.content }}"
     "{% for c in m.tool_calls or [] %}{{ '[call]' + c.function.name + c.function.arguments | tojson }}{% endfor %}{{ '</bot>' }}"
     "{% elif m.role != 'system' %}{{ '[' + m.role + ']' + m.content + '</' + m.role + '>\\n' }}{% endif %}{% endfor %}"

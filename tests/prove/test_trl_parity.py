@@ -1,4 +1,4 @@
-"""TRL's ids and labels with ``make prove``, where TRL is installed; kept in ``docs/proof/trl_parity.json``, which is checked always."""
+"""TRL's ids and labels with ``make prove``, where TRL is installed; kept in ``docs/proof/trl_parity.json``, always checked."""
 
 from __future__ import annotations
 

@@ -3,8 +3,8 @@
     python tests/prove/trl_parity.py --data DIRECTORY --results docs/proof/trl_parity.json
 
 TRL masks correctly where the chat template has ``{% generation %}`` marks. It is given the marked template; surogate gets the same
-one, or the one without its marks, and then has to find the turns by rendering. Samples that differ are listed with the reason, which
-is checked, not presumed. The named templates are compared with the published ones that TRL carries, character by character.
+one, or the one without its marks, and then has to find the turns by rendering. Samples that differ are listed with the reason,
+which is checked, not presumed. The named templates are compared with the published ones that TRL carries, character by character.
 """
 
 from __future__ import annotations

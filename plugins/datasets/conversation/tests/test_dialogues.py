@@ -10,8 +10,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from jinja2 import TemplateError
 from surogate_dataset_conversation.dialogues import build
 from surogate_dataset_conversation.plugin import Options, register_datasets
+from surogate_pipeline_packed.chat import Renderer
 from surogate_pipeline_packed.plugin import Options as PipelineOptions
 from surogate_pipeline_packed.prepare import Work, prepare
 from transformers import AutoTokenizer
@@ -96,6 +98,67 @@ def test_content_in_parts_and_messages_as_text() -> None:
     assert rendered({"messages": json.dumps(parts)})[0] == [{"role": "user", "content": "ab"}]
 
 
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"reasoning_content": "hm", "content": "x"},
+        {"reasoning": "hm", "content": "x"},
+        {"thinking": "hm", "content": "x", "reasoning_content": None},
+        {"content": [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "x"}]},
+        {"content": [{"type": "reasoning", "text": "hm"}, {"type": "text", "text": "x"}], "reasoning_content": ""},
+    ],
+)
+def test_thoughts(shape: dict) -> None:
+    assert rendered({"messages": [{"role": "assistant", **shape}]})[0] == [
+        {"role": "assistant", "content": "x", "reasoning_content": "hm"}
+    ]
+    inline = {"role": "assistant", "content": "<think>\nhm\n</think>\n\nx"}
+    assert rendered({"messages": [inline]})[0] == [inline]
+
+
+@pytest.mark.parametrize("result", [{"a": "é"}, [1, {"b": None}], [{"a": 1}]])
+def test_results_that_are_objects_become_json(result: Any) -> None:
+    (got,) = rendered({"messages": [{"role": "tool", "content": result, "tool_call_id": "7"}]})[0]
+    assert json.loads(got["content"]) == result
+    assert "\\u" not in got["content"]
+    assert got["tool_call_id"] == "7"
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    assert rendered({"messages": [{"role": "tool", "content": parts}]})[0] == [{"role": "tool", "content": "ab"}]
+
+
+def test_the_older_function_call_of_openai() -> None:
+    old = {"role": "assistant", "content": None, "function_call": {"name": "look", "arguments": '{"city": "Ulm"}'}}
+    got = rendered({"messages": [old, {"role": "function", "name": "look", "content": "sunny"}]})[0]
+    assert got == [
+        {"role": "assistant", "content": "", "tool_calls": [call("look", {"city": "Ulm"})]},
+        {"role": "tool", "name": "look", "content": "sunny"},
+    ]
+
+
+def test_a_template_that_refuses_null_gets_a_text(load_tokenizer: Any) -> None:
+    tokenizer = load_tokenizer
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.content is not string %}{{ raise_exception('null') }}{% endif %}"
+        "<|im_start|>{{ m.role }}\n{{ m.content }}{% for c in m.tool_calls or [] %}"
+        "{{ c.function | tojson }}{% endfor %}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    row = {"messages": [OPENAI[1], {"role": "assistant", "content": None, "tool_calls": [call("look", '{"city": "Ulm"}')]}]}
+    with pytest.raises(TemplateError, match="null"):
+        tokenizer.apply_chat_template(row["messages"], tokenize=False)
+    render = Renderer.of(PipelineOptions(), tokenizer)
+    core = CoreOptions(model="m")
+    context = FormatContext(config=core, tokenizer=None, system=None, background=0.0, render=render, weigh=render)
+    (sample,) = build(Options(), context).encode(row)
+    trained = [token for token, weight in zip(sample.input_ids, sample.weights, strict=True) if weight]
+    assert tokenizer.decode(trained) == '{"name": "look", "arguments": {"city": "Ulm"}}<|im_end|>'
+
+
+@pytest.fixture
+def load_tokenizer(shared_data: Path) -> Any:
+    return AutoTokenizer.from_pretrained(shared_data / "tokenizers/minimind")
+
+
 def test_system_field_fills_in_only_where_there_is_none() -> None:
     assert rendered({"messages": OPENAI, "s": "Other."}, system_field="s")[0] == OPENAI
     assert rendered({"messages": OPENAI[1:], "s": "Be kind."}, system_field="s")[0] == OPENAI
@@ -118,6 +181,12 @@ def test_system_field_fills_in_only_where_there_is_none() -> None:
         ({"messages": [{"role": "assistant", "tool_calls": [call("f", "{")]}]}, "arguments of a tool call is not JSON"),
         ({"messages": [{"role": "assistant", "tool_calls": [{"function": {}}]}]}, "a tool call without a name"),
         ({"messages": [{"role": "assistant", "tool_calls": ["f"]}]}, "a tool call is not an object"),
+        ({"messages": [{"role": "user", "content": "a", "thinking": "b"}]}, "thoughts in a message that is not the assistant's"),
+        ({"messages": [{"role": "assistant", "content": "a", "thinking": 1}]}, "reasoning of a message is not text"),
+        (
+            {"messages": [{"role": "assistant", "content": "a", "thinking": "b", "reasoning": "c"}]},
+            "a message with its thoughts in two places",
+        ),
         ({"messages": OPENAI, "tools": "look"}, "field 'tools' is not JSON"),
         ({"messages": OPENAI, "tools": [1]}, "a tool is not an object"),
         ({"messages": OPENAI, "system": 1}, "field 'system' is not text"),

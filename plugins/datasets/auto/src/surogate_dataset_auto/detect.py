@@ -81,8 +81,8 @@ def readings(rows: Sequence[Row]) -> Iterator[Reading]:
     system = _first(rows, SYSTEMS, _is_text_or_none)
     for name in _fitting(rows, MESSAGES, _is_messages):
         tools = _first(rows, ("tools",), _is_tools)
-        options = ConversationOptions(messages_field=name, tools_field=tools, system_field=system)
-        yield Reading("conversation", options, _why(f'messages in "{name}"', tools=tools, system=system))
+        talk = ConversationOptions(messages_field=name, tools_field=tools, system_field=system)
+        yield Reading("conversation", talk, _why(f'messages in "{name}"', tools=tools, system=system))
     context = _first(rows, INPUTS, _is_text_or_none)
     for question in _fitting(rows, QUESTIONS, _is_text):
         for answer in _fitting(rows, ANSWERS, _is_text):

@@ -1,9 +1,9 @@
 """Conversations as they occur in data sets → OpenAI messages → the chat template.
 
 ShareGPT's ``from`` and ``value`` and its role names are translated, a function call becomes ``tool_calls`` of the assistant,
-arguments that are JSON strings are parsed, ``content`` may be null beside tool calls or a list of text parts, a tool's result may
-be an object (it is written as JSON), and what the assistant thought may be called ``reasoning_content``, ``reasoning``, ``thinking``,
-or be a part of its content. Thoughts between ``<think>`` tags stay in the content, where templates look for them.
+arguments that are JSON strings are parsed, ``content`` may be null beside tool calls or a list of text parts, and a tool's result
+may be an object, which is written as JSON. What the assistant thought may be called ``reasoning_content``, ``reasoning``,
+``thinking``, or be a part of its content; thoughts between ``<think>`` tags stay in the content, where templates look for them.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Dialogues:
         message = {key: value for key, value in raw.items() if key not in given and value is not None}
         message |= {ours: raw[theirs] for ours, theirs in names.items() if theirs in raw}
         said = message.get("role")
-        if said not in ROLES:
+        if not isinstance(said, str) or said not in ROLES:
             raise BadRow("a message without role" if said is None else f"unknown role {str(said)[:40]!r}")
         message["role"] = ROLES[said]
         if said in CALLS:

@@ -34,13 +34,22 @@ from surogate_pipeline_packed.turns import Message, View
 
 
 def weigh(tokenizer: Any, text: str, spans: Sequence[Span], kind: str, marker: str, special: bool = False) -> Sample:
-    """Tokenise ``text`` as it is (``special``: with the tokens that the tokenizer adds) and weigh each token by the last span in
-    which it starts, 0 outside of them."""
+    """Tokenise ``text`` as it is and weigh each token by the last span in which it starts, 0 outside of them.
+
+    ``special`` is for texts without a template, where no marker keeps an answer apart from what precedes it: the tokens that the
+    tokenizer adds are added, and an answer's first token may begin in white space before the answer (GPT-2's " yes"). Where it
+    begins in other text, BadRow is raised: it would be trained wholly or not at all.
+    """
     encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
-    starts = np.array([start for start, _ in encoded["offset_mapping"]], dtype=np.int64)
+    starts, ends = np.array(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2).T
     weights: NDArray[np.float32] = np.zeros(len(starts), dtype=np.float32)
     for start, stop, weight in spans:
-        weights[(starts >= start) & (starts < stop)] = weight
+        inside = (starts >= start) & (starts < stop)
+        for i in np.flatnonzero((starts < start) & (ends > start)) if special and weight else ():
+            inside[i] = weights[i] > 0 or text[starts[i] : start].isspace()
+            if not inside[i]:
+                raise BadRow("the first token of an answer begins in the text before it: put white space between them")
+        weights[inside] = weight
     return Sample(input_ids=encoded["input_ids"], weights=weights.tolist(), kind=kind, marker=marker)
 
 
@@ -95,7 +104,16 @@ class Renderer:
         for i, (start, stop) in (view.turns(whole, wanted) if wanted else {}).items():
             if i in wanted:
                 spans += self._turn(whole, start, stop, weights[i], messages[i])
-        return weigh(self.tokenizer, whole, spans, kind, "assistant text")
+        sample = weigh(self.tokenizer, whole, spans, kind, "assistant text")
+        if opening:
+            self._check_openings(whole, [start for start, _, weight in spans if weight and whole.endswith(opening, 0, start)])
+        return sample
+
+    def _check_openings(self, text: str, answers: Sequence[int]) -> None:
+        """Answers whose first token begins in ``response_prefix``: the model never writes such a token behind it."""
+        offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+        if not {*answers} <= {start for start, _ in offsets}:
+            raise BadRow("the first token of an answer begins in response_prefix: end it with no white space")
 
     def _turn(self, text: str, start: int, stop: int, weight: float, message: Message) -> Sequence[Span]:
         return [(start, stop, weight)] if given(message) else [*self.scale.spans(text, start, stop, weight)]

@@ -43,9 +43,13 @@ class View:
     def check(self, whole: str) -> None:
         """Templates leave out without a word what they do not know: tools, calls, thoughts, roles. Raises BadRow for that."""
         calls = [call for message in self.messages for call in message.get("tool_calls") or []]
-        for what, entries in (("tools", self.tools or []), ("tool calls", calls)):
+        template = self.tokenizer.get_chat_template(None, tools=self.tools)
+        for what, key, entries in (("tools", "tools", self.tools or []), ("tool calls", "tool_calls", calls)):
             names = [entry.get("function", entry).get("name") for entry in entries]
             if not all(isinstance(name, str) and name in whole for name in names):
+                raise BadRow(f"the chat template does not show the {what}")
+            # A name may stand in the text by chance; a template that never reads the key shows nothing of it.
+            if entries and key not in template:
                 raise BadRow(f"the chat template does not show the {what}")
         for i, message in enumerate(self.messages):
             content, thought = message.get("content"), message.get("reasoning_content")
