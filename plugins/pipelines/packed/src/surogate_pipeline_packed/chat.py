@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from surogate_core.contracts import Sample
 from surogate_core.errors import BadRow, DataError
+from surogate_pipeline_packed.heads import encoded
 from surogate_pipeline_packed.plugin import Options
 from surogate_pipeline_packed.quick import Quick, quick
 
@@ -41,12 +42,11 @@ STAND_INS = "QZ"
 def weigh(tokenizer: Any, text: str, spans: Sequence[Span], kind: str, marker: str, special: bool = False) -> Sample:
     """Tokenise ``text`` as it is (``special``: with the tokens that the tokenizer adds) and weigh each token by the last span in
     which it starts, 0 outside of them."""
-    encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
-    starts = np.array([start for start, _ in encoded["offset_mapping"]], dtype=np.int64)
+    ids, starts = encoded(tokenizer, text, special)
     weights: NDArray[np.float32] = np.zeros(len(starts), dtype=np.float32)
     for start, stop, weight in spans:
         weights[(starts >= start) & (starts < stop)] = weight
-    return Sample(input_ids=encoded["input_ids"], weights=weights.tolist(), kind=kind, marker=marker)
+    return Sample(input_ids=ids.tolist(), weights=weights.tolist(), kind=kind, marker=marker)
 
 
 @frozen
