@@ -73,9 +73,7 @@ def test_parts_render_as_transformers_renders_them(shared_data: Path) -> None:
         assert render is not None
         for count in range(1, len(messages) + 1):
             for prompt in (False, True):
-                wanted = tokenizer.apply_chat_template(
-                    messages[:count], tools=tools, tokenize=False, add_generation_prompt=prompt
-                )
+                wanted = tokenizer.apply_chat_template(messages[:count], tools=tools, tokenize=False, add_generation_prompt=prompt)
                 assert render(messages[:count], prompt) == wanted
         assert quick(tokenizer, messages, tools, whole + " ") is None
 
@@ -122,8 +120,8 @@ def test_what_is_allowed_gives_the_same() -> None:
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
     text = (
-        "{% set ns = namespace(a=1, f='{}'.format) %}{% for m in messages %}{{ m.content.strip().split(' ') }}{{ m.items() | list }}"
-        "{{ m.missing is defined }}{{ m.missing }}{{ loop.index0 }}{{ loop.last }}{{ ns.a }}{{ '{} {}'.format(1, m.content) }}"
+        "{% set ns = namespace(a=1, f='{}'.format) %}{% for m in messages %}{{ m.content.strip().split(' ') }}"
+        "{{ m.items() | list }}{{ m.missing is defined }}{{ m.missing }}{{ loop.index0 }}{{ loop.last }}{{ ns.a }}{{ '{} {}'.format(1, m.content) }}"
         "{{ ns.f(m.content) }}{% set ns.a = ns.a + 1 %}{{ m.content.replace('c', 'x', 1) }}{% endfor %}"
     )
     messages = [{"content": " c c "}, {"content": "d", "items": 3}, {"content": "e"}]

@@ -86,7 +86,7 @@ def config(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     model = byte_tokenizer(tmp_path / "only-a-tokenizer")
     assert not (model / "config.json").exists()
     rows = tmp_path / "rows.jsonl"
-    rows.write_text("".join('{"text": "Once upon a time number %d."}\n' % i for i in range(200)) + "{\n")
+    rows.write_text("".join(f'{{"text": "Once upon a time number {i}."}}\n' for i in range(200)) + "{\n")
     file = tmp_path / "c.toml"
     file.write_text(
         f'model = "{model}"\nsequence_len = 128\noutput_dir = "{tmp_path / "out"}"\n[[datasets]]\npath = "{rows}"\ntype = "text"\n'
@@ -170,7 +170,14 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
 
 def test_words_for_sizes_ages_and_lengths() -> None:
-    assert [size(count) for count in (0, 999, 1000, 2_500_000, 3e9, 4e12)] == ["0 B", "999 B", "1.0 KB", "2.5 MB", "3.0 GB", "4.0 TB"]
+    assert [size(count) for count in (0, 999, 1000, 2_500_000, 3e9, 4e12)] == [
+        "0 B",
+        "999 B",
+        "1.0 KB",
+        "2.5 MB",
+        "3.0 GB",
+        "4.0 TB",
+    ]
     assert [age(seconds) for seconds in (5, 90, 7200, 86400, 15 * 86400)] == ["5s", "2m", "2h", "1d", "2w"]
     counted = {line.split(" tokens")[0].strip(): line.split()[4] for line in histogram(np.array([1, 2, 3, 4, 5, 8, 9]))}
     assert counted == {"1 to       1": "1", "2 to       2": "1", "3 to       4": "2", "5 to       8": "2", "9 to      16": "1"}
