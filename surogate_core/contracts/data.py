@@ -123,6 +123,7 @@ class Data(Protocol):
 class Pipeline(Protocol):
     """The data phase: rows of ``[[datasets]]`` → samples (through formats) → batches of fixed shape."""
 
-    def prepare(self, tokenizer: Any, report: Callable[[str], None]) -> Data:
+    def prepare(self, tokenizer: Any, report: Callable[[str], None], live: bool = False) -> Data:
         """Read and encode everything. ``tokenizer`` is left as the run trains with it (its chat template), so that what is saved
-        beside the weights serves what was trained. ``report`` gets lines of progress. Raises DataError."""
+        beside the weights serves what was trained. ``report`` gets notices; ``live`` allows to show progress
+        on stderr. Raises DataError."""

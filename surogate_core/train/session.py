@@ -96,7 +96,7 @@ class Session:
         if fresh and (aside := set_aside(self.output_dir, self.checkpoints.root)):
             self.notice(f"started over; the earlier run is kept in {aside}")
         tokenizer = self.plan.model_source.tokenizer()
-        data = self.plan.pipeline.prepare(tokenizer, self.notice)
+        data = self.plan.pipeline.prepare(tokenizer, self.notice, live=not self.quiet)
         training = data.training(self.core.per_device_train_batch_size, self.core.gradient_accumulation_steps)
         validation = data.validation(self.core.per_device_train_batch_size)
         total = self.core.max_steps if self.core.max_steps >= 0 else training.steps(self.core.num_epochs)

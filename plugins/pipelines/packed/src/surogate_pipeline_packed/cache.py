@@ -6,8 +6,8 @@
     <cache>/locks/<key>                              held while an entry is written or removed
     <cache>/files/                                   digests of files, see keys.py
 
-An entry is written under its lock, which the operating system frees when a process is killed. Where locks do not work, two processes
-write the same files, each by renaming, and both are right.
+An entry is written under its lock, which the operating system frees when a process is killed. Where locks do not work, two
+processes write the same files, each by renaming, and both are right.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -98,10 +98,8 @@ class Entry:
 
     def touch(self) -> None:
         """Note that the entry was used."""
-        try:
+        with suppress(OSError):
             os.utime(self.path / ABOUT)
-        except OSError:
-            pass
 
     def nearest(self) -> list[str] | None:
         """What has changed since the most similar entry that was made from the same path and format; None without one."""

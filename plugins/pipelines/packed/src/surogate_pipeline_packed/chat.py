@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from surogate_core.contracts import Sample
 from surogate_core.errors import BadRow, DataError
 from surogate_pipeline_packed.agents import AGENTS
+from surogate_pipeline_packed.heads import encoded
 from surogate_pipeline_packed.plugin import Options
 from surogate_pipeline_packed.scale import LossScale, Span
 from surogate_pipeline_packed.turns import Message, View
@@ -40,8 +41,7 @@ def weigh(tokenizer: Any, text: str, spans: Sequence[Span], kind: str, marker: s
     tokenizer adds are added, and an answer's first token may begin in white space before the answer (GPT-2's " yes"). Where it
     begins in other text, BadRow is raised: it would be trained wholly or not at all.
     """
-    encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
-    starts, ends = np.array(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2).T
+    ids, starts, ends = encoded(tokenizer, text, special)
     weights: NDArray[np.float32] = np.zeros(len(starts), dtype=np.float32)
     for start, stop, weight in spans:
         inside = (starts >= start) & (starts < stop)
@@ -50,7 +50,7 @@ def weigh(tokenizer: Any, text: str, spans: Sequence[Span], kind: str, marker: s
             if not inside[i]:
                 raise BadRow("the first token of an answer begins in the text before it: put white space between them")
         weights[inside] = weight
-    return Sample(input_ids=encoded["input_ids"], weights=weights.tolist(), kind=kind, marker=marker)
+    return Sample(input_ids=ids.tolist(), weights=weights.tolist(), kind=kind, marker=marker)
 
 
 @frozen

@@ -113,8 +113,8 @@ class Corpus:
         return Corpus(self.tokens, self.weights, self.pieces[which], [sources[i] for i in which])
 
     def fingerprint(self) -> str:
-        """BLAKE2b of what is trained on, 32 hexadecimal digits: lengths of pieces, whether they go on, and their tokens, weights and
-        last labels, in order. The same on every machine, and wherever the tokens lie."""
+        """BLAKE2b of what is trained on, 32 hexadecimal digits: lengths of pieces, whether they go on, and their tokens, weights
+        and last labels, in order. The same on every machine, and wherever the tokens lie."""
         digest = hashlib.blake2b(digest_size=16)
         starts, stops, ends = self.pieces.T
         for numbers in (stops - starts, ends > stops):

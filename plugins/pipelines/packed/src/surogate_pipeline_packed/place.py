@@ -141,8 +141,8 @@ class Cut:
         return cls(fates, starts, stops, trained, positive)
 
     def pieces(self, limit: int) -> tuple[Ints, Ints, Ints, int]:
-        """(P, 3) start, stop, end of the pieces; their samples; their numbers within these from 1, 0 for whole samples; and how many
-        tokens are in pieces that have nothing to train."""
+        """(P, 3) start, stop, end of the pieces; their samples; their numbers within these from 1, 0 for whole samples; and how
+        many tokens are in pieces that have nothing to train."""
         used = np.flatnonzero(self.fates <= TRUNCATED)
         lengths = self.stops[used] - self.starts[used]
         # A last piece of one token would have no label of its own.

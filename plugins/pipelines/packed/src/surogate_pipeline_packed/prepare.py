@@ -36,8 +36,8 @@ class Prepared:
 
 @frozen
 class Work:
-    """What the data phase works with: the options, how to find a format's offer, the tokenizer, and where notices go. ``cache`` is the
-    directory where encoded rows are kept, None to keep none; ``live`` lets progress be shown on stderr."""
+    """What the data phase works with: the options, how to find a format's offer, the tokenizer, and where notices go. ``cache`` is
+    the directory where encoded rows are kept, None to keep none; ``live`` lets progress be shown on stderr."""
 
     core: CoreOptions
     own: Options

@@ -1,4 +1,4 @@
-"""One data set's parts: from its shards where they are whole, encoded and kept where they are not, always in the order of the rows."""
+"""One data set's parts, in the order of the rows: from its shards where they are whole, encoded and kept where they are not."""
 
 from __future__ import annotations
 
