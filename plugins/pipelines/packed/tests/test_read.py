@@ -115,7 +115,7 @@ def test_damaged_rows_are_named_and_the_rest_is_read(tmp_path: Path) -> None:
         ("missing.jsonl", "no such file"),
         ("./missing", "no such file"),
         ("/nowhere/at/all", "no such file"),
-        ("s3://bucket/data", "addresses cannot be read"),
+        ("ftp://host/data", "addresses of kind ftp:// cannot be read"),
         ("{tmp}/table.xlsx", r'kind "\.xlsx" cannot be read'),
         ("{tmp}/nothing", "holds no data"),
         ("{tmp}/broken.json", "not JSON"),

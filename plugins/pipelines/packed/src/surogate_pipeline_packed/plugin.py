@@ -58,10 +58,16 @@ def register_commands() -> list[Offer]:
 
 @hookimpl
 def check_config(config: Config) -> list[Problem]:
-    """Samples that fit no row."""
+    """Samples that fit no row, and weights of data that are not trained on."""
+    problems = []
     longest, row = config.of(Options).max_length, config.core.sequence_len
-    if longest is None or longest <= row:
-        return []
-    what = f"max_length = {longest} is longer than sequence_len = {row}: such a sample fits no row"
-    place = f"{config.origins['max_length']}, key max_length"
-    return [Problem(what, where=place, how="lower max_length or raise sequence_len")]
+    if longest is not None and longest > row:
+        what = f"max_length = {longest} is longer than sequence_len = {row}: such a sample fits no row"
+        place = f"{config.origins['max_length']}, key max_length"
+        problems.append(Problem(what, where=place, how="lower max_length or raise sequence_len"))
+    for index, options in enumerate(config.core.validation_datasets or ()):
+        if options.weight != 1:
+            key = f"validation_datasets.{index}.weight"
+            what = f"weight = {options.weight:g}: validation data are read once each, whatever they weigh"
+            problems.append(Problem(what, where=f"{config.origins[key]}, key {key}", how="remove weight"))
+    return problems

@@ -18,7 +18,8 @@ from surogate_pipeline_packed.ledger import Ledger
 from surogate_pipeline_packed.plugin import Options
 from surogate_pipeline_packed.read import open_source
 from surogate_pipeline_packed.templates import apply_template
-from surogate_pipeline_packed.tokenise import Encoded, Job, encode
+from surogate_pipeline_packed.tokenise import EMPTY, Encoded, Job, encode
+from surogate_pipeline_packed.weights import weighted
 
 REPORT_SECONDS = 2.0
 UNTRAINED = "no trained token"
@@ -54,18 +55,25 @@ def prepare(work: Work) -> Prepared:
     core = work.core
     apply_template(work.own.template, work.tokenizer)
     ledger = Ledger()
-    train = _side(core.datasets, "datasets", core.train_seed, work, ledger)
+    train, files = _side(core.datasets, "datasets", core.train_seed, work, ledger)
     if core.validation_datasets:
-        validation = _side(core.validation_datasets, "validation_datasets", core.eval_seed, work, ledger)
-        return Prepared(train, validation, ledger, train.fingerprint())
-    train, held = hold_out(train, work.own.validation_split_ratio, core.train_seed)
+        held, _ = _side(core.validation_datasets, "validation_datasets", core.eval_seed, work, ledger)
+    else:
+        train, held = hold_out(train, work.own.validation_split_ratio, core.train_seed)
+    # Repeated after holding out: a copy of a piece that validates must not be trained on.
+    train, told = weighted(train, files, [options.weight for options in core.datasets or ()], core.train_seed)
+    for name, line in told.items():
+        ledger.weighted[name] = line
+        work.report(f"{name}: weight {line['weight']:g}: {line['pieces']:,} pieces -> {line['placed']:,} an epoch")
     return Prepared(train, held, ledger, train.fingerprint())
 
 
-def _side(datasets: Sequence[DatasetOptions] | None, key: str, seed: int, work: Work, ledger: Ledger) -> Corpus:
+def _side(datasets: Sequence[DatasetOptions] | None, key: str, seed: int, work: Work, ledger: Ledger) -> tuple[Corpus, list[int]]:
+    """The samples of one side, and the index of the first file of each data set."""
     if not datasets:
         raise DataError("no data set is configured", key, f'add a table [[{key}]] with path and type = "text"')
     gathered = Gathered()
+    files: list[int] = []
     for index, options in enumerate(datasets):
         where = f"{key}[{index}]"
         job = Job(work.format(options.type), options.format_options, work.core, work.own, work.tokenizer)
@@ -76,6 +84,7 @@ def _side(datasets: Sequence[DatasetOptions] | None, key: str, seed: int, work: 
         source = open_source(options, where, seed)
         counted = Ledger()
         first_file = gathered.open(source.files)
+        files.append(first_file)
         for row in encode(source, job, form, _progress(work.report, f"{where} {options.path}")):
             gathered.add(row, first_file, limit, how, counted)
         _check(counted, options, where, work.own.max_bad_rows)
@@ -83,7 +92,7 @@ def _side(datasets: Sequence[DatasetOptions] | None, key: str, seed: int, work: 
             work.report(f"{where} {options.path}: {line}")
         ledger.add(counted)
     gathered.check_kinds(key)
-    return gathered.corpus()
+    return gathered.corpus(), files
 
 
 @define
@@ -106,16 +115,21 @@ class Gathered:
     def add(self, row: list[Encoded], first_file: int, limit: int, how: str, ledger: Ledger) -> None:
         """Place the samples of one row and count what became of them. A row's fate is that of its first sample that is used."""
         for sample in row:
+            place = f"{self.files[first_file + sample.file]}:{sample.number}"
+            if sample.reason == EMPTY:
+                ledger.rows_read += 1
+                ledger.drop(place, EMPTY)
+                return
             if sample.tokens is None:
-                ledger.refuse(f"{self.files[first_file + sample.file]}:{sample.number}", sample.reason)
+                ledger.refuse(place, sample.reason)
                 return
         ledger.rows_read += 1
-        fates = [self._place(sample, first_file, limit, how, ledger) for sample in row] or ["empty"]
+        fates = [self._place(sample, first_file, limit, how, ledger) for sample in row]
         used = [fate for fate in fates if fate in ("kept", "split", "truncated")]
         if used:
             ledger.rows[used[0]] += 1
         else:
-            ledger.dropped_rows[fates[0]] += 1
+            ledger.drop(place, fates[0])
 
     def _place(self, sample: Encoded, first_file: int, limit: int, how: str, ledger: Ledger) -> str:
         """Place one sample, at most ``limit`` tokens of it unless it is split (``how``). Returns its fate, or why it is dropped."""

@@ -29,6 +29,7 @@ from surogate_pipeline_packed.plugin import Options
 from surogate_pipeline_packed.read import Row, Source
 
 CHUNK = 256
+EMPTY = "empty"
 SMALL_BYTES = 64 << 20
 """Data below this size are encoded faster than workers start."""
 
@@ -87,6 +88,8 @@ def _encode(form: Format, columns: dict[str, Any]) -> Sequence[Sample] | BadRow:
 def _arrays(row: Row, result: Sequence[Sample] | BadRow) -> list[Encoded]:
     if isinstance(result, BadRow):
         return [Encoded(row.file, row.number, None, None, reason=result.reason)]
+    if not result:
+        return [Encoded(row.file, row.number, None, None, reason=EMPTY)]
     return [
         Encoded(
             row.file,
