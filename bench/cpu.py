@@ -1,6 +1,6 @@
 """The same small job in surogate, a bare transformers loop, TRL and LitGPT, side by side on this CPU.
 
-    python bench/cpu.py [--quick] [--rounds 3] [--steps 10] [--sides surogate,bare] [--jobs fp32-full,bf16-lora] [--whole]
+    python bench/cpu.py [--quick] [--rounds 2] [--steps 8] [--sides surogate,bare] [--jobs fp32-full,bf16-lora] [--whole]
 
 Every run is a process of its own with the same environment; the sides take turns, so that a busy machine disturbs all alike.
 Figures are medians over the rounds; ratios are taken within a round. See ``bench/README.md``.
@@ -204,8 +204,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, help="keep rows, model and compiled code here")
     parser.add_argument("--results", type=Path, default=HERE / "results")
     given = parser.parse_args()
-    given.rounds = given.rounds or (1 if given.quick else 3)
-    given.steps = given.steps or (6 if given.quick else 10)
+    given.rounds = given.rounds or (1 if given.quick else 2)
+    given.steps = given.steps or (6 if given.quick else 8)
     given.jobs = given.jobs or list(JOBS[:2] if given.quick else JOBS)
     for name, known in (("sides", SIDES), ("jobs", JOBS)):
         if unknown := [word for word in getattr(given, name) if word not in known]:

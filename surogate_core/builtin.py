@@ -11,8 +11,12 @@ def register_schedules() -> list[Offer]:
     return [
         Offer("linear", None, build="surogate_core.train.schedules:linear", summary="Straight line to the final rate."),
         Offer("cosine", None, build="surogate_core.train.schedules:cosine", summary="Half a cosine to the final rate."),
+        Offer("constant", None, build="surogate_core.train.schedules:constant", summary="The base rate, but for the cooldown."),
         Offer(
-            "wsd", None, build="surogate_core.train.schedules:wsd", summary="Constant, then the cooldown (default: the last tenth)."
+            "wsd",
+            None,
+            build="surogate_core.train.schedules:constant",
+            summary="Constant, then the cooldown (default: the last tenth).",
         ),
     ]
 

@@ -59,6 +59,13 @@ def register_adapters() -> list[Offer]:
 
 
 @hookspec
+def register_fusions() -> list[Offer]:
+    """Faster functions for norms, activations and attention. Every installed one is asked, unless ``compile`` is on.
+    ``build(options, context)`` returns a :class:`~surogate_core.contracts.Fusion`, which replaces the forward function of the
+    modules that it claims; two that claim one module are an error."""
+
+
+@hookspec
 def register_optimizers() -> list[Offer]:
     """Update rules, chosen by ``optimizer``. ``build(options, context)`` returns an
     :class:`~surogate_core.contracts.Optimizer`."""

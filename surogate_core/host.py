@@ -26,7 +26,19 @@ from surogate_core.config.options import CoreOptions, DatasetOptions
 from surogate_core.errors import PluginError, Problem
 from surogate_core.offers import Offer, Owner, normal_name
 
-KINDS = ("models", "pipelines", "recipes", "adapters", "optimizers", "schedules", "datasets", "loggers", "parallelisms", "commands")
+KINDS = (
+    "models",
+    "pipelines",
+    "recipes",
+    "adapters",
+    "fusions",
+    "optimizers",
+    "schedules",
+    "datasets",
+    "loggers",
+    "parallelisms",
+    "commands",
+)
 OBSERVERS = ("run_started", "step_finished", "evaluated", "checkpoint_saved", "run_finished")
 HOOKS = tuple(name for name, value in vars(hookspecs).items() if hasattr(value, "surogate_spec"))
 

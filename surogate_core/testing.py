@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from surogate_core.config.options import CoreOptions
-from surogate_core.contracts import Adapter, Context, Format, Logger, Optimizer, ParamGroup, Recipe, Schedule, Site
+from surogate_core.contracts import Adapter, Context, Format, KeepsState, Logger, Optimizer, ParamGroup, Recipe, Schedule, Site
 from surogate_core.host import Host, load_host
 from surogate_core.offers import Owner
 
@@ -70,17 +70,21 @@ def check_recipe(recipe: Recipe, *, bound: float, dtype: Any = None, where: Site
         assert error <= bound, f"{what}: relative error {error:.2e} above the bound {bound:.2e}"
 
 
-def check_optimizer(optimizer: Optimizer, *, shapes: Sequence[tuple[int, ...]] = ((96, 64), (7, 5), (33,))) -> None:
-    """State round-trips bit for bit in mid-run, nothing moves without gradient and decay, and ``state_bytes`` tells the truth."""
+def check_optimizer(
+    optimizer: Optimizer, *, shapes: Sequence[tuple[int, ...]] = ((96, 64), (7, 5), (33,)), names: Sequence[str] | None = None
+) -> None:
+    """State round-trips bit for bit in mid-run, nothing moves without gradient and decay, and ``state_bytes`` tells the truth.
+    ``names``: of the parameters with these shapes, for rules that go by the name."""
     import torch
+
+    called = tuple(names or (f"p{number}" for number in range(len(shapes))))
 
     def parameters() -> list[torch.Tensor]:
         generator = torch.Generator().manual_seed(5)
         return [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
 
     def bind(params: list[torch.Tensor], decay: float = 0.1) -> Any:
-        names = tuple(f"p{number}" for number in range(len(params)))
-        return optimizer.bind([ParamGroup(names=names, params=tuple(params), weight_decay=decay)], 11)
+        return optimizer.bind([ParamGroup(names=called, params=tuple(params), weight_decay=decay)], 11)
 
     def steps(params: list[torch.Tensor], bound: Any, first: int, last: int) -> None:
         for step in range(first, last + 1):
@@ -110,7 +114,7 @@ def check_optimizer(optimizer: Optimizer, *, shapes: Sequence[tuple[int, ...]] =
     for one, two in zip(parameters(), still, strict=True):
         assert torch.equal(one, two), "a parameter moved without a gradient"
     held = sum(tensor.nbytes for tensor in bound.state_dict().values())
-    said = sum(optimizer.state_bytes(shape) for shape in shapes)
+    said = sum(map(optimizer.state_bytes, shapes, called))
     assert abs(held - said) <= 0.05 * held + 4096, f"state_bytes says {said}, the state holds {held}"
 
 
@@ -162,8 +166,10 @@ def check_format(encoder: Format, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def check_logger(logger: Logger) -> None:
-    """Every kind of record is taken, with no more than ``kind`` and ``step`` in it, and close may be called twice."""
+    """Every kind of record is taken, with no more than ``kind`` and ``step`` in it, close may be called twice, a state is JSON."""
     for kind in ("run", "ledger", "step", "eval", "checkpoint", "notice", "decision", "end"):
         logger.log({"kind": kind, "step": 1})
+    if isinstance(logger, KeepsState):
+        assert json.loads(json.dumps(logger.state())) == logger.state(), "the state does not survive JSON"
     logger.close()
     logger.close()

@@ -48,9 +48,15 @@ def test_schedule(offer: Offer) -> None:
 
 
 @each("loggers")
-def test_logger(offer: Offer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_logger(offer: Offer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
     context = LoggerContext(
-        config=testing.context().config, output_dir=tmp_path, run_name="run", resumed=0, terminal=False, quiet=False
+        config=testing.context(report_to=[offer.name]).config,
+        output_dir=tmp_path,
+        run_name="run",
+        resumed=0,
+        terminal=False,
+        quiet=False,
     )
     options = offer.options
     if options is not None and "log_file" in {field.name for field in attrs.fields(options)}:
@@ -87,7 +93,7 @@ class TestTheChecksCanFail:
         class Forgetful:
             """Momentum that is not in its state."""
 
-            def state_bytes(self, shape: tuple[int, ...]) -> int:
+            def state_bytes(self, shape: tuple[int, ...], name: str = "") -> int:
                 return 0
 
             def bind(self, groups: object, seed: int) -> object:

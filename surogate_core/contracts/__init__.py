@@ -5,8 +5,8 @@ torch is imported for type checking only: this package is read by plugins that a
 
 from surogate_core.contracts.context import Context, Decision, FormatContext, LoggerContext, PipelineContext, RunInfo
 from surogate_core.contracts.data import Batch, Batches, Data, Format, Pipeline, Sample, Step
-from surogate_core.contracts.model import Adapter, ModelSource, Outline, Recipe, Site, SiteKind
-from surogate_core.contracts.training import Logger, Optimizer, OptimizerState, Parallelism, ParamGroup, Schedule
+from surogate_core.contracts.model import Adapter, Fusion, ModelSource, Outline, Recipe, Site, SiteKind
+from surogate_core.contracts.training import KeepsState, Logger, Optimizer, OptimizerState, Parallelism, ParamGroup, Schedule
 
 __all__ = [
     "Adapter",
@@ -17,6 +17,8 @@ __all__ = [
     "Decision",
     "Format",
     "FormatContext",
+    "Fusion",
+    "KeepsState",
     "Logger",
     "LoggerContext",
     "ModelSource",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,13 +51,16 @@ class FormatContext(Context):
 @frozen(kw_only=True)
 class LoggerContext(Context):
     """For loggers. ``resumed`` is the step a continued run starts from, 0 for a new one. ``terminal`` is false when output is
-    piped; ``quiet`` asks for problems only."""
+    piped; ``quiet`` asks for problems only. ``state`` is what the logger's ``state()`` said (:class:`KeepsState`) when the
+    checkpoint that is continued was saved, empty for a new run. ``notice`` tells the user a sentence."""
 
     output_dir: Path
     run_name: str
     resumed: int
     terminal: bool
     quiet: bool
+    state: Mapping[str, Any] = field(factory=dict)
+    notice: Callable[[str], None] = field(default=lambda text: None)
 
 
 @frozen(kw_only=True)

@@ -45,11 +45,11 @@ class Site:
 
 @frozen(kw_only=True)
 class Outline:
-    """A model before its weights are read: its family, its sites, and the shapes of all of its parameters."""
+    """A model before its weights are read: its family, its sites, and the model itself on the meta device."""
 
     model_type: str
     sites: tuple[Site, ...]
-    shapes: tuple[tuple[int, ...], ...]
+    skeleton: nn.Module
 
 
 class ModelSource(Protocol):
@@ -123,3 +123,13 @@ class Adapter(Protocol):
 
     def delta(self, module: nn.Module) -> Tensor:
         """What merging adds to the base weight: (N, K), in float32."""
+
+
+class Fusion(Protocol):
+    """Replaces the forward function of modules that are not linear layers. Their parameters stay theirs, with their names."""
+
+    def claim(self, site: Site, module: nn.Module) -> str | None:
+        """None to take the site; otherwise why not. ``module`` is on the meta device: to see what it computes, run a copy of it."""
+
+    def forward(self, module: nn.Module) -> Callable[..., Tensor]:
+        """What is called in place of ``module.forward``, with its arguments. ``module`` has its weights, on its device."""

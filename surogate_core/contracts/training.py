@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from attrs import frozen
 
@@ -24,8 +24,8 @@ class ParamGroup:
 class Optimizer(Protocol):
     """An update rule. Unbound until the model exists, so that the plan can ask for its memory."""
 
-    def state_bytes(self, shape: tuple[int, ...]) -> int:
-        """Bytes of state for one parameter of this shape."""
+    def state_bytes(self, shape: tuple[int, ...], name: str = "") -> int:
+        """Bytes of state for one parameter of this shape. ``name``: its name in the model, for rules that go by it."""
 
     def bind(self, groups: Sequence[ParamGroup], seed: int) -> OptimizerState:
         """Allocate zero states for these parameters. ``seed`` feeds every random choice of the rule."""
@@ -48,11 +48,21 @@ Schedule = Callable[[float], float]
 
 
 class Logger(Protocol):
+    """``log`` and ``close`` are called from one thread of the logger's own, so they may take their time; ``build`` is not."""
+
     def log(self, record: Mapping[str, Any]) -> None:
         """One record of plain JSON values. ``record["kind"]`` is "run", "ledger", "step", "eval", "checkpoint", "notice",
         "decision" or "end"; see ``docs/metrics.md``."""
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class KeepsState(Protocol):
+    """A logger that has to know in a continued run what it was in the earlier one: the id of its run."""
+
+    def state(self) -> Mapping[str, Any]:
+        """Plain JSON values, kept in every checkpoint. Called while one is being saved, from the thread of the training."""
 
 
 class Parallelism(Protocol):

@@ -14,6 +14,7 @@ from surogate_core.errors import PlanError, Problem
 from surogate_core.host import Host, attributed
 from surogate_core.offers import Offer, Owner, capability
 from surogate_core.plan.figures import count
+from surogate_core.plan.fuse import fuse
 from surogate_core.plan.record import Plan, Slots
 
 
@@ -57,6 +58,7 @@ def make_plan(config: Config, host: Host) -> Plan:
         pipeline=built["pipelines"],
         outline=outline,
         slots=slots,
+        fused=fuse(config, host, context, outline),
         recipe=recipe,
         adapter=adapter,
         optimizer=optimizer,

@@ -23,14 +23,15 @@ def count(
     """Parameters, tokens, steps and the memory by buffer, in bytes."""
     size = 2 if core.model_dtype == "bf16" else 4
     sites = outline.sites
-    total = sum(map(math.prod, outline.shapes))
-    trained, trained_size = list(outline.shapes), size
+    parameters = {name: tuple(parameter.shape) for name, parameter in outline.skeleton.named_parameters()}
+    total = sum(map(math.prod, parameters.values()))
+    trained, trained_size = parameters, size
     if adapter is not None:
         trained, bytes_trained = _adapter_shapes(
             adapter, [site for site in sites if site.name in slots and slots[site.name].adapter]
         )
-        trained_size = bytes_trained // max(1, sum(map(math.prod, trained)))
-    trainable = sum(map(math.prod, trained))
+        trained_size = bytes_trained // max(1, sum(map(math.prod, trained.values())))
+    trainable = sum(map(math.prod, trained.values()))
     rows = core.per_device_train_batch_size * core.gradient_accumulation_steps
     tokens = core.per_device_train_batch_size * core.sequence_len
     vocabulary = max((site.shape[0] for site in sites if site.kind in ("head", "embedding")), default=0)
@@ -38,7 +39,7 @@ def count(
         "weights": total * size,
         **({"adapter": trainable * trained_size} if adapter is not None else {}),
         "gradients": trainable * trained_size,
-        "optimizer": sum(optimizer.state_bytes(shape) for shape in trained),
+        "optimizer": sum(optimizer.state_bytes(shape, name) for name, shape in trained.items()),
         "activations": tokens * size * _activation_width(sites, core.recompute),
         "head": min(HEAD_CHUNK_BYTES, tokens * vocabulary * 8),
     }
@@ -52,12 +53,14 @@ def count(
     )
 
 
-def _adapter_shapes(adapter: Adapter, sites: list[Site]) -> tuple[list[tuple[int, ...]], int]:
+def _adapter_shapes(adapter: Adapter, sites: list[Site]) -> tuple[dict[str, tuple[int, ...]], int]:
     import torch
 
     with torch.device("meta"):
-        parameters = [parameter for site in sites for parameter in adapter.linear(site).parameters()]
-    return [tuple(parameter.shape) for parameter in parameters], sum(p.numel() * p.element_size() for p in parameters)
+        modules = {f"{site.name}.adapter": adapter.linear(site) for site in sites}
+    parameters = {f"{site}.{name}": parameter for site, module in modules.items() for name, parameter in module.named_parameters()}
+    shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    return shapes, sum(parameter.numel() * parameter.element_size() for parameter in parameters.values())
 
 
 def _activation_width(sites: tuple[Site, ...], recompute: bool) -> int:

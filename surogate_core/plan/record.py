@@ -20,6 +20,7 @@ from surogate_core.contracts import (
     Site,
 )
 from surogate_core.offers import Owner
+from surogate_core.plan.fuse import Fused
 
 
 @frozen(kw_only=True)
@@ -62,6 +63,7 @@ class Plan:
     pipeline: Pipeline
     outline: Outline
     slots: Mapping[str, Slots]
+    fused: Mapping[str, Fused]
     recipe: Recipe
     adapter: Adapter | None
     optimizer: Optimizer
@@ -88,6 +90,7 @@ class Plan:
             f"{figures.trainable:,} trainable ({figures.trainable / max(1, figures.parameters):.2%})",
             f"sites        {', '.join(f'{count} {kind}' for kind, count in sorted(kinds.items()))}",
             *(f"slots        {line}" for line in self._slot_lines()),
+            *(f"fusions      {line}" for line in self._fusion_lines()),
             f"device       {self.device}, {core.model_dtype}, recompute {'on' if core.recompute else 'off'}, "
             f"compile {'on' if core.compile else 'off'}",
             f"step         {core.per_device_train_batch_size} rows x {core.gradient_accumulation_steps} micro-batches x "
@@ -100,6 +103,11 @@ class Plan:
             f"fingerprint  {self.fingerprint}",
         ]
         return "\n".join(lines + [f"notice       {notice}" for notice in self.notices])
+
+    def _fusion_lines(self) -> list[str]:
+        kinds = {site.name: site.kind for site in self.sites}
+        counted = Counter((str(fused.owner), kinds[name]) for name, fused in self.fused.items())
+        return [f"{count} {kind}: {owner}" for (owner, kind), count in sorted(counted.items())]
 
     def _slot_lines(self) -> list[str]:
         """Linear sites with equal owners on one line, by role."""

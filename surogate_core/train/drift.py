@@ -74,6 +74,7 @@ def _takes_part(distribution: str, host: Host, config: Config) -> bool:
     core = config.core
     chosen = {("recipes", core.recipe), ("optimizers", core.optimizer), ("schedules", core.lr_scheduler_type)}
     chosen |= {("models", core.model_backend), ("pipelines", core.data_pipeline)}
+    chosen |= {("fusions", name) for name in host.offers("fusions")}
     chosen |= {("adapters", core.adapter)} if core.lora else set()
     chosen |= {("datasets", data.type) for data in core.datasets or ()}
     owners = {offer.owner.distribution for kind, name in chosen for key, offer in host.offers(kind).items() if key == name}

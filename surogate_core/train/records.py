@@ -1,4 +1,4 @@
-"""The run's own records, the loggers they go to, and what must never be in them.
+"""The run's own records, and what must never be in them.
 
 ``metrics.jsonl`` is JSON Lines, one object a record, with ``kind`` and usually ``step``. A float that is not finite, for which JSON
 has no number, is the string ``"nan"``, ``"inf"`` or ``"-inf"``. All other characters than ASCII are escaped.
@@ -10,14 +10,11 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from surogate_core.contracts import Logger
 from surogate_core.errors import SaveFailed
-from surogate_core.offers import Owner
 from surogate_core.train import durable
 
 HIDDEN = "***"
@@ -125,34 +122,3 @@ def _stays(line: bytes, resumed_step: int) -> bool:
         return False
     step = record.get("step", 0) if isinstance(record, dict) else None
     return isinstance(step, int | float) and step <= resumed_step
-
-
-class Fanout:
-    """Sends each record to every logger. One that raises is reported once, with its owner, and gets nothing more."""
-
-    def __init__(self, loggers: Iterable[tuple[Owner, Logger]], notice: Callable[[str], None]):
-        self._loggers = list(loggers)
-        self._notice = notice
-
-    def log(self, record: Mapping[str, Any]) -> None:
-        clean = redact(record)
-        for entry in tuple(self._loggers):
-            owner, logger = entry
-            try:
-                logger.log(dict(clean))
-            except Exception as error:
-                self._loggers.remove(entry)
-                with suppress(Exception):
-                    logger.close()
-                self._notice(
-                    f"{owner}: log of {type(logger).__name__} raised {type(error).__name__}: {error}; it gets no more records"
-                )
-
-    def close(self) -> None:
-        """Close every logger that is left. Closing twice does nothing."""
-        left, self._loggers = self._loggers, []
-        for owner, logger in left:
-            try:
-                logger.close()
-            except Exception as error:
-                self._notice(f"{owner}: close of {type(logger).__name__} raised {type(error).__name__}: {error}")

@@ -22,7 +22,7 @@ def cosine(options: None, context: Context) -> Schedule:
     return lambda progress: 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-def wsd(options: None, context: Context) -> Schedule:
+def constant(options: None, context: Context) -> Schedule:
     return lambda progress: 1.0
 
 

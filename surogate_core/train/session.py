@@ -18,8 +18,9 @@ from surogate_core.offers import Owner
 from surogate_core.plan import Plan
 from surogate_core.train import drift
 from surogate_core.train.checkpoint import Checkpoints, Saved, room, set_aside
+from surogate_core.train.fanout import Fanout
 from surogate_core.train.loop import Job, Progress, train
-from surogate_core.train.records import Fanout, Records, redact
+from surogate_core.train.records import Records, redact
 from surogate_core.train.run import Summary, resume_command
 from surogate_core.train.setup import Trainee, bind_optimizer, build
 from surogate_core.train.signals import StopRequest
@@ -38,6 +39,7 @@ class Session:
         self.checkpoints = Checkpoints(checkpoint_dir, self.core.save_total_limit)
         self.observers = Observers(host, self.notice)
         self.early: list[str] = []
+        self.logger_states: dict[str, Any] = {}
         self.records: Records | None = None
         self.loggers: Fanout | None = None
 
@@ -65,14 +67,15 @@ class Session:
             resumed=resumed,
             terminal=sys.stdout.isatty(),
             quiet=self.quiet,
+            notice=self.notice,
         )
         loggers = []
         for offer in self.host.offers("loggers").values():
             with attributed(offer.owner, f"build of {offer.name!r}"):
                 options = self.plan.config.of(offer.options) if offer.options else None
-                logger = offer.load()(options, context)
+                logger = offer.load()(options, attrs.evolve(context, state=self.logger_states.get(offer.name, {})))
             if logger is not None:
-                loggers.append((offer.owner, logger))
+                loggers.append((offer, logger))
         self.loggers = Fanout(loggers, lambda text: print(text, file=sys.stderr, flush=True))
         for text in (*self.plan.config.notices, *self.plan.notices, *self.early):
             self.notice(text)
@@ -98,6 +101,9 @@ class Session:
         validation = data.validation(self.core.per_device_train_batch_size)
         total = self.core.max_steps if self.core.max_steps >= 0 else training.steps(self.core.num_epochs)
         saved = self._continue_from(data, total, allow_drift)
+        if saved is not None:
+            self.run_name = self.core.run_name or saved.state["run_name"]
+            self.logger_states = saved.state.get("loggers", {})
         if saved is not None and saved.step >= total:
             return self._finished_before(saved, total)
         trainee = build(self.plan, weights=saved.path if saved and self.plan.adapter is None else None, notice=self.notice)
@@ -117,15 +123,17 @@ class Session:
             write_files(directory, self.plan, trainee, optimizer, tokenizer)
 
         def save(progress: Progress, last: bool) -> None:
+            assert self.records is not None
+            assert self.loggers is not None
             state = {
                 "progress": progress_state(progress),
                 "total_steps": total,
                 "finished": last,
                 "run_name": self.run_name,
+                "loggers": {**self.logger_states, **self.loggers.states()},
                 "environment": drift.environment(self.host, data.fingerprint),
                 "ledger": data.ledger,
             }
-            assert self.records is not None
             self.records.flush()
             path = self.checkpoints.save(progress.step, write, redact(state))
             if progress.best_step == progress.step:
@@ -164,6 +172,8 @@ class Session:
             raise
         summary = self._summary(progress, total, reason)
         self.log({"kind": "end", "step": progress.step, **_plain(summary), "next": self._next(summary)})
+        if self.loggers is not None:
+            self.loggers.drain()  # what observers print comes after the last lines of the console
         if not self.stop.requested:
             self.observers.tell("run_finished", run=info, summary=_plain(summary))
         return summary

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from surogate_core.contracts import OptimizerState, ParamGroup
 from surogate_core.errors import PlanError
+from surogate_core.host import attributed
 from surogate_core.plan import Plan
 
 ADAPTER_SEED = 0x5EED
@@ -46,6 +47,10 @@ def build(plan: Plan, *, weights: Path | None = None, notice: Callable[[str], No
             module.to_empty(device="cpu")
             plan.adapter.reset(module, generator)
             module.to(device).requires_grad_(True)
+    for name, fused in plan.fused.items():
+        module = model.get_submodule(name)
+        with attributed(fused.owner, "Fusion.forward"):
+            module.forward = fused.fusion.forward(module)
     if remark := source.ready(model):
         notice(remark)
     if core.recompute:

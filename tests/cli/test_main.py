@@ -76,7 +76,7 @@ def test_commands_of_plugins_are_loaded_when_used(
     assert 'did you mean "say-hello"?' in surogate("say-helo").stderr
 
 
-@pytest.mark.parametrize(("word", "near"), [("validte", "validate"), ("rn", "run"), ("docter", "doctor"), ("plugin", "plugins")])
+@pytest.mark.parametrize(("word", "near"), [("validte", "validate"), ("rn", "run"), ("explan", "explain"), ("plugin", "plugins")])
 def test_an_unknown_command_suggests_the_nearest(surogate: Callable[..., Result], word: str, near: str) -> None:
     done = surogate(word)
     assert done.exit_code == 2

@@ -211,7 +211,7 @@ def test_missing_keys(host: Host) -> None:
         ({"adapter": "prefix"}, "adapter", "is not available in this version", 'choose "lora"'),
         ({"adapter": "prefix", "lora": False}, "adapter", "is not available in this version", 'choose "lora"'),
         ({"lr_scheduler_type": "cosin"}, "lr_scheduler_type", "is not installed", 'did you mean "cosine"?'),
-        ({"report_to": ["wandb"]}, "report_to", "is not available in this version", "console"),
+        ({"report_to": ["wandb"]}, "report_to", 'report_to = "wandb" needs surogate-logger-wandb', "pip install"),
         ({"report_to": ["jsonl", "jsnl"]}, "report_to", 'report_to = "jsnl" is not installed', 'did you mean "jsonl"?'),
         ({"datasets": [{**BASE, "type": "instructon"}]}, "datasets.0.type", "is not installed", 'did you mean "instruction"?'),
         ({"datasets": [{**BASE, "type": "auto"}]}, "datasets.0.type", "is not available in this version", "choose"),

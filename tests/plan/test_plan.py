@@ -164,3 +164,34 @@ def test_planning_reads_no_weights(tmp_path: Path) -> None:
     directory = models_testing.tiny_model(tmp_path / "shape", weights=False)
     made = plan(directory, tmp_path, from_scratch=True)
     assert made.figures.parameters > 0
+
+
+class AnyNorm:
+    def claim(self, site: Any, module: Any) -> str | None:
+        return None if site.kind == "norm" else "not a norm"
+
+
+def build_any_norm(options: None, context: Any) -> AnyNorm:
+    return AnyNorm()
+
+
+class SecondFusion:
+    @staticmethod
+    @hookimpl
+    def register_fusions() -> list[Offer]:
+        return [Offer("any_norm", None, build="surogate_core.testing:build_any_norm", summary="Every norm.")]
+
+
+def test_two_fusions_for_one_site_are_refused(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("surogate_core.testing.build_any_norm", build_any_norm, raising=False)
+    with pytest.raises(PlanError, match=r"two fusions claim model\.\S+: those of .*surogate-fusion-norm.*") as caught:
+        plan(model, tmp_path, SecondFusion)
+    assert "acme 2.0" in caught.value.problems[0].what
+    assert not plan(model, tmp_path, SecondFusion, compile=True).fused
+
+
+def test_fusions_are_counted(model: Path, tmp_path: Path) -> None:
+    made = plan(model, tmp_path)
+    norms = {site.name for site in made.sites if site.kind == "norm"}
+    assert made.fused.keys() == norms
+    assert f"fusions      {len(norms)} norm: surogate-fusion-norm" in made.render()

@@ -19,8 +19,10 @@ from safetensors.torch import load_file, save_file
 
 import surogate_core
 from surogate_core import testing
+from surogate_core.config import load
 from surogate_core.errors import NonFiniteLoss, ResumeError
-from surogate_core.train.run import Summary
+from surogate_core.host import load_host
+from surogate_core.train.run import Summary, execute
 
 TEXT = [{"text": f"Number {number} is followed by {number + 1}; twice {number} is {2 * number}."} for number in range(60)]
 PAIRS = [{"q": f"What is {number} + 1?", "a": f"It is {number + 1}."} for number in range(30)]
@@ -115,7 +117,7 @@ def test_the_first_loss_is_that_of_the_untrained_model(config: dict[str, Any], t
 
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
-@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit"])
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit", "normuon"])
 def test_stopping_and_continuing_changes_nothing(config: dict[str, Any], tmp_path: Path, kind: str, optimizer: str) -> None:
     config = {**(lora(config, tmp_path) if kind == "lora" else config), "optimizer": optimizer}
     whole = surogate_core.run({**config, "output_dir": str(tmp_path / "whole")})
@@ -149,6 +151,17 @@ def test_drift_is_listed_field_by_field_and_refused(config: dict[str, Any]) -> N
     assert "weight_decay: 0.1 in the checkpoint, 0.0 now" in whats
     assert len(whats) == 2
     assert "--allow-drift" in caught.value.problems[0].how
+
+
+@pytest.mark.parametrize(("then", "now"), [("adamw", "adamw_8bit"), ("adamw_8bit", "normuon"), ("normuon", "adamw")])
+def test_a_checkpoint_of_another_optimizer_is_refused_by_name(config: dict[str, Any], then: str, now: str) -> None:
+    surogate_core.run({**config, "optimizer": then, "max_steps": 2})
+    with pytest.raises(ResumeError) as caught:
+        surogate_core.run({**config, "optimizer": now, "max_steps": 4})
+    assert f'optimizer: "{then}" in the checkpoint, "{now}" now' in [problem.what for problem in caught.value.problems]
+    host = load_host()
+    with pytest.raises(ResumeError, match=f"the optimizer state is not one of {now} for these parameters: "):
+        execute(load({**config, "optimizer": now, "max_steps": 4}, host), host, allow_drift=True)
 
 
 def test_what_cannot_change_the_result_is_no_drift(config: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ def rates(total: int, **options: object) -> list[float]:
     return [learning_rate(context.config, offer.load()(None, context), step, total) for step in range(total)]
 
 
-@pytest.mark.parametrize("name", ["linear", "cosine", "wsd"])
+@pytest.mark.parametrize("name", ["linear", "cosine", "constant", "wsd"])
 def test_conforms(name: str) -> None:
     offer = load_host(discover=False).offer("schedules", name)
     testing.check_schedule(offer.load()(None, testing.context()))
@@ -74,3 +75,47 @@ def test_cooldown_starts_at_the_rate_reached_there() -> None:
     assert found[99] == pytest.approx(reached + (0.1 - reached) * 19 / 20)
     jumps = [abs(later - earlier) for earlier, later in itertools.pairwise(found)]
     assert max(jumps) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("name", "total", "warmup", "cooldown", "final"),
+    [
+        ("linear", 100, 0, 0, 0.0),
+        ("linear", 60, 7, 0, 0.1),
+        ("linear", 97, 10, 20, 0.0),
+        ("cosine", 100, 0, 0, 0.0),
+        ("cosine", 83, 9, 0, 0.25),
+        ("cosine", 120, 12, 40, 0.1),
+        ("wsd", 100, 0, 0, 0.0),
+        ("wsd", 95, 5, 0, 0.2),  # a tenth of 95 steps is 10, rounded up
+        ("wsd", 80, 8, 30, 0.0),
+        ("constant", 50, 0, 0, 0.0),
+        ("constant", 50, 5, 0, 0.3),
+        ("constant", 64, 6, 16, 0.5),
+    ],
+)
+def test_closed_forms(name: str, total: int, warmup: int, cooldown: int, final: float) -> None:
+    """Every step, in rational arithmetic but for the cosine; and no jump beyond the steepest of the three slopes."""
+    base = Fraction(3, 1000)
+    low = base * Fraction(final).limit_denominator(100)
+
+    def shaped(step: int) -> float | Fraction:
+        if step < warmup:
+            return base * (step + 1) / warmup
+        share = Fraction(step - warmup, total - warmup)
+        if name == "linear":
+            return base - (base - low) * share
+        return float(low + base) / 2 + float(base - low) / 2 * math.cos(math.pi * share) if name == "cosine" else base
+
+    tail = cooldown or (-(-total // 10) if name == "wsd" else 0)
+    start = total - tail
+    wanted = [
+        float(shaped(t) if t < start or not tail else shaped(start) * (total - t) / tail + low * (t - start) / tail)
+        for t in range(total)
+    ]
+    options = {"warmup_steps": warmup, "cooldown_steps": cooldown, "final_lr_fraction": final}
+    found = rates(total, learning_rate=float(base), lr_scheduler_type=name, **options)
+    assert found == pytest.approx(wanted, rel=1e-12)
+    rise = 1 / warmup if warmup else 0.0
+    fall = max(math.pi / 2 / (total - warmup) if name != "constant" else 0.0, 1 / tail if tail else 0.0)
+    assert all(-fall - 1e-12 <= (later - earlier) / float(base) <= rise + 1e-12 for earlier, later in itertools.pairwise(found))

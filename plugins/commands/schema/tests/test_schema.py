@@ -83,7 +83,14 @@ def valid(value: Any, schema: dict[str, Any]) -> bool:
     "change",
     [
         {},
-        {"learning_rate": 1, "max_steps": -1, "lora_target_modules": ["q"], "report_to": ["jsonl"], "run_name": None},
+        {
+            "learning_rate": 1,
+            "max_steps": -1,
+            "lora_target_modules": ["q"],
+            "report_to": ["jsonl"],
+            "log_file": "l.jsonl",
+            "run_name": None,
+        },
         {"learning_rate": "1"},
         {"learning_rate": 0},
         {"warmup_ratio": 1.5},

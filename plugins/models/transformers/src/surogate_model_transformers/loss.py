@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from surogate_model_transformers.attention import documents_of, hidden_states
 
-CHUNK_BYTES = 1 << 23
-"""Bytes of the float32 logits of one chunk: of the order of a CPU's last-level cache; a GPU takes `CHUNK_BYTES_GPU`."""
+CHUNK_BYTES = 1 << 24
+"""Bytes of the float32 logits of one chunk on the CPU; smaller ones cost a pass over the head's gradient each. A GPU takes
+`CHUNK_BYTES_GPU`."""
 CHUNK_BYTES_GPU = 1 << 30
 
 
@@ -123,7 +124,7 @@ class _HeadLoss(torch.autograd.Function):
         softcap: float | None,
     ) -> Tensor:
         need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
-        exact = _exact(x)
+        backward, exact = need_x or need_weight or need_bias, _exact(x)
         budget = CHUNK_BYTES if x.device.type == "cpu" else CHUNK_BYTES_GPU
         rows = max(128, budget // (4 * weight.shape[0]) // 128 * 128)
         total = torch.zeros((), dtype=exact, device=x.device)
@@ -134,17 +135,19 @@ class _HeadLoss(torch.autograd.Function):
             at = slice(start, start + rows)
             z = _logits(x[at], weight, bias, scale, softcap)
             label, part = labels[at].clamp_min(0)[:, None], weights[at].to(exact)[:, None]
-            largest = torch.logsumexp(z, dim=1, keepdim=True)
-            total += ((largest - z.gather(1, label)) * part).sum()
-            if not (need_x or need_weight or need_bias):
+            own, largest = z.gather(1, label), z.amax(dim=1, keepdim=True)
+            slope = (1 - (z / softcap).square_()) if softcap and backward else None
+            sums = z.sub_(largest).exp_().sum(dim=1, keepdim=True)
+            total += ((sums.log() + largest - own) * part).sum()
+            if not backward:
                 continue
-            slope = (1 - (z / softcap).square_()) if softcap else None
-            d = z.sub_(largest).exp_()
-            d.scatter_add_(1, label, torch.full_like(part, -1.0)).mul_(part * scale)
+            d = z.mul_(part * scale / sums).scatter_add_(1, label, part * -scale)
             d = (d if slope is None else d.mul_(slope)).to(x.dtype)
             if grad_x is not None:
                 torch.mm(d, weight, out=grad_x[at])
-            if grad_weight is not None:
+            if grad_weight is not None and grad_weight.dtype == d.dtype:
+                grad_weight.addmm_(d.t(), x[at])
+            elif grad_weight is not None:
                 grad_weight += d.t() @ x[at]
             if grad_bias is not None:
                 grad_bias += d.sum(0, dtype=exact)

@@ -28,8 +28,7 @@ class Transformers:
 
     def outline(self) -> Outline:
         skeleton = load.skeleton(self.hf_config, self.settings)
-        shapes = tuple(tuple(parameter.shape) for parameter in skeleton.parameters())
-        return Outline(model_type=self.hf_config.model_type, sites=sites.list_sites(skeleton), shapes=shapes)
+        return Outline(model_type=self.hf_config.model_type, sites=sites.list_sites(skeleton), skeleton=skeleton)
 
     def tokenizer(self) -> Any:
         return config.load_tokenizer(self.settings)

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from surogate_core.contracts import Context, ParamGroup
-from surogate_core.train.fill import fill
-from surogate_core.train.rounding import step_generator, stochastic_round_
+from surogate_optimizer_adamw.fill import fill
+from surogate_optimizer_adamw.rounding import step_generator, stochastic_round_
 
 CHUNK = {"cpu": 1 << 18, "cuda": 1 << 26}
 """Values of bfloat16 parameters in the scratch copy at a time."""
@@ -25,7 +25,7 @@ class AdamW:
     beta2: float
     epsilon: float
 
-    def state_bytes(self, shape: tuple[int, ...]) -> int:
+    def state_bytes(self, shape: tuple[int, ...], name: str = "") -> int:
         return 8 * math.prod(shape)
 
     def bind(self, groups: Sequence[ParamGroup], seed: int) -> State:
@@ -67,8 +67,7 @@ class State:
                 device = batch[0][0].device
                 generator = generators.setdefault(device, step_generator(device, self._seed, step))
                 sizes = [param.numel() for param, *_ in batch]
-                scratch = torch.cat([param for param, *_ in batch]).float()
-                grads = torch.cat([grad for _, grad, *_ in batch]).float()
+                scratch, grads = (_float([entry[index] for entry in batch]) for index in (0, 1))
                 moments = [entry[2] for entry in batch], [entry[3] for entry in batch]
                 self._fused(
                     list(zip(scratch.split(sizes), grads.split(sizes), *moments, strict=True)), lr, step, group.weight_decay
@@ -114,6 +113,13 @@ def _chunk(tensor: Tensor) -> int:
 def _cut(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Flat pieces of at most one chunk, of tensors of one shape."""
     return zip(*(tensor.view(-1).split(_chunk(tensor)) for tensor in tensors), strict=True)
+
+
+def _float(pieces: Sequence[Tensor]) -> Tensor:
+    """The pieces one after another, in float32."""
+    whole = pieces[0].new_empty(sum(piece.numel() for piece in pieces), dtype=torch.float32)
+    torch._foreach_copy_(list(whole.split([piece.numel() for piece in pieces])), list(pieces))
+    return whole
 
 
 def _batches(pieces: Sequence[tuple[Tensor, ...]]) -> Iterator[list[tuple[Tensor, ...]]]:

@@ -19,11 +19,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from attrs import frozen
+from surogate_optimizer_adamw.fill import fill
+from surogate_optimizer_adamw.rounding import step_generator, stochastic_round_
 from torch import Tensor
 
 from surogate_core.contracts import Context, ParamGroup
-from surogate_core.train.fill import fill
-from surogate_core.train.rounding import step_generator, stochastic_round_
 from surogate_optimizer_adamw_8bit.codes import BLOCK, Codebook, codebook
 
 SMALL = 4096
@@ -42,7 +42,7 @@ class AdamW8bit:
     beta2: float
     epsilon: float
 
-    def state_bytes(self, shape: tuple[int, ...]) -> int:
+    def state_bytes(self, shape: tuple[int, ...], name: str = "") -> int:
         count = math.prod(shape)
         return 8 * count if count < SMALL else 2 * _padded(count) + 2 * 4 * _padded(count) // BLOCK
 

@@ -1,8 +1,7 @@
 from __future__ import annotations
 
 import torch
-
-from surogate_core.train.rounding import step_generator, stochastic_round_
+from surogate_optimizer_adamw.rounding import step_generator, stochastic_round_
 
 CPU = torch.device("cpu")
 
@@ -40,3 +39,18 @@ def test_the_generator_depends_on_seed_and_step_alone() -> None:
     assert not torch.equal(rounded(source, 5, 7), rounded(source, 5, 8))
     assert not torch.equal(rounded(source, 5, 7), rounded(source, 6, 7))
     assert not torch.equal(rounded(source, 5, 7), rounded(source, 7, 5))
+
+
+def test_any_two_values_are_rounded_independently() -> None:
+    """Within the row of random numbers and across its repetitions: of 4,000 draws, the share that goes up together is that of two
+    independent ones, and the variance of a whole tensor's mean is that of independent values."""
+    source = torch.full((3 * 4096 + 5,), 1 + 0.25 * 2**-7)
+    generator = step_generator(CPU, 0, 1)
+    up = torch.stack(
+        [stochastic_round_(torch.empty_like(source, dtype=torch.bfloat16), source, generator) > 1 for _ in range(4000)]
+    )
+    for one, other in ((0, 1), (0, 4096), (0, 4097), (4096, 8192), (5, 12288 + 4)):
+        together = (up[:, one] & up[:, other]).double().mean()
+        assert abs(together - 0.25**2) < 4 * (0.0625 * 0.9375 / 4000) ** 0.5
+    variance = up.double().mean(dim=1).var() * len(source) / (0.25 * 0.75)
+    assert abs(variance - 1) < 5 * (2 / 4000) ** 0.5

@@ -9,6 +9,10 @@ _MIX = 0x9E3779B97F4A7C15
 """2^64 divided by the golden ratio: spreads consecutive steps over the 64-bit seeds (Steele, Lea, Flood, "SplitMix", 2014)."""
 
 
+ROW = 4096
+"""Random numbers drawn for a tensor, and one more for each time that they are used."""
+
+
 def step_generator(device: torch.device, seed: int, step: int) -> torch.Generator:
     """A generator that depends on (seed, step) alone: a resumed run draws what the uninterrupted one did."""
     mixed = (seed + step * _MIX) % 2**64
@@ -20,15 +24,22 @@ def step_generator(device: torch.device, seed: int, step: int) -> torch.Generato
 def stochastic_round_(target: Tensor, source: Tensor, generator: torch.Generator) -> Tensor:
     """Write ``source`` (float32) to ``target`` (bfloat16, same shape), up or down with probabilities that keep the mean.
 
-    Adds 16 random bits below the bfloat16 mantissa and truncates. Values that bfloat16 holds, infinities and NaN are kept.
+    Adds 16 random bits below the bfloat16 mantissa and truncates. Values that bfloat16 holds, infinities and NaN are kept. Any two
+    values are rounded independently of each other, so the variance of a sum is that of independent roundings.
     """
-    noise = torch.empty(-(-source.numel() // 4), dtype=torch.int64, device=source.device)
-    noise.random_(-(2**63), None, generator=generator)
-    noise16 = noise.view(torch.int16)[: source.numel()].view(source.shape)
-    bits = noise16.to(torch.int32).add_(source.view(torch.int32)).add_(2**15)
-    upper = bits.unsqueeze(-1).view(torch.int16)[..., 1]  # the machine is little-endian
-    target.view(torch.int16).copy_(upper)
+    bits = _noise(source, generator).to(torch.int32).add_(source.view(torch.int32)).add_(2**15).bitwise_right_shift_(16)
+    target.view(torch.int16).copy_(bits)
     # the carry of a NaN with all mantissa bits set (as CUDA makes it) would end in -0; on the CPU a look at one sum is cheaper
     if source.device.type != "cpu" or not torch.isfinite(source.sum()):
         target.masked_fill_(source.isnan(), torch.nan)
     return target
+
+
+def _noise(source: Tensor, generator: torch.Generator) -> Tensor:
+    """int16, uniform, in the shape of ``source``: a row of random numbers, repeated with a random number added to each repetition
+    (modulo 2^16). Two numbers at different places of the row, or in different repetitions, are independent; drawing all of them
+    one by one takes longer than the rest of an update."""
+    rows = -(-source.numel() // ROW)
+    drawn = torch.empty(-(-(ROW + rows) // 4), dtype=torch.int64, device=source.device)
+    drawn = drawn.random_(-(2**63), None, generator=generator).view(torch.int16)
+    return (drawn[:ROW] + drawn[ROW : ROW + rows, None]).view(-1)[: source.numel()].view(source.shape)

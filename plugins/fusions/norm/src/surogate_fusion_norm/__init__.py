@@ -1,0 +1,1 @@
+"""Root mean square norms for surogate, with a backward pass of their own."""
