@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from surogate_core.contracts import Sample
 from surogate_core.errors import BadRow, DataError
 from surogate_pipeline_packed.plugin import Options
+from surogate_pipeline_packed.quick import Quick, quick
 
 Message = Mapping[str, Any]
 Span = tuple[int, int, float]
@@ -120,6 +121,7 @@ class View:
     tools: list[Any] | None
     markers: tuple[str, ...]
     rendered: dict[tuple[int, bool], str] = field(factory=dict)
+    fast: list[Quick | None] = field(factory=list)  # filled once the whole is rendered and parts are asked for
 
     def prefix(self, count: int, prompt: bool = False) -> str:
         """The rendering of the first ``count`` messages, kept."""
@@ -136,7 +138,12 @@ class View:
                 raise BadRow(f"the chat template does not show the {what}")
 
     def _render(self, messages: Sequence[Message], prompt: bool = False) -> str:
+        whole = self.rendered.get((len(self.messages), False))
+        if whole is not None and not self.fast:
+            self.fast.append(quick(self.tokenizer, self.messages, self.tools, whole))
         try:
+            if self.fast and self.fast[0] is not None:
+                return self.fast[0](messages, prompt)
             return self.tokenizer.apply_chat_template(messages, tools=self.tools, tokenize=False, add_generation_prompt=prompt)
         except (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
             raise BadRow(f"the chat template fails: {type(error).__name__}: {str(error)[:100]}") from error

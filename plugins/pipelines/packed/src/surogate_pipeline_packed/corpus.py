@@ -9,13 +9,50 @@ label of its own and is not placed.
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from attrs import frozen
 from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
+
+
+BLOCK = 1 << 22  # values hashed at a time: what is mapped is not to be read into memory as a whole
+
+
+@frozen(eq=False)
+class Joined:
+    """Arrays of one dtype read as one, without joining them: they may be mapped files. ``starts`` says where each begins."""
+
+    arrays: tuple[NDArray[Any], ...]
+    starts: tuple[int, ...]
+
+    @classmethod
+    def of(cls, arrays: Sequence[NDArray[Any]]) -> Joined:
+        starts = np.cumsum([0, *map(len, arrays)]).tolist()
+        return cls(tuple(arrays), tuple(starts))
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def __getitem__(self, at: int | slice) -> Any:
+        """One value, or the values of a slice without a step; those of a slice within one array are no copy."""
+        if not isinstance(at, slice):
+            array = bisect_right(self.starts, at) - 1
+            return self.arrays[array][at - self.starts[array]]
+        start, stop, _ = at.indices(len(self))
+        array = bisect_right(self.starts, start) - 1
+        if array < len(self.arrays) and stop <= self.starts[array + 1]:
+            return self.arrays[array][start - self.starts[array] : max(start, stop) - self.starts[array]]
+        last = bisect_right(self.starts, max(start, stop - 1))
+        bases = zip(self.arrays[array:last], self.starts[array:last], strict=True)
+        return np.concatenate([part[max(0, start - base) : max(0, stop - base)] for part, base in bases])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.concatenate(self.arrays).astype(dtype or self.arrays[0].dtype, copy=False)
 
 
 @frozen(eq=False)
@@ -50,8 +87,8 @@ class Corpus:
     sources  (P,) names of the pieces, shown when a step fails
     """
 
-    tokens: NDArray[np.int32]
-    weights: NDArray[np.float32]
+    tokens: NDArray[np.int32] | Joined
+    weights: NDArray[np.float32] | Joined
     pieces: Ints
     sources: Sequence[str]
 
@@ -65,9 +102,8 @@ class Corpus:
 
     def trained(self) -> Ints:
         """(P,) labels of each piece with a weight above 0."""
-        counts = np.concatenate([[0], np.cumsum(self.weights > 0)])
-        last = np.minimum(self.pieces[:, 1] + 1, self.pieces[:, 2])
-        return counts[last] - counts[np.minimum(self.pieces[:, 0] + 1, last)]
+        last = np.minimum(self.pieces[:, 1] + 1, self.pieces[:, 2]).tolist()
+        return np.array([(self.weights[a + 1 : b] > 0).sum() for a, b in zip(self.pieces[:, 0].tolist(), last, strict=True)])
 
     def take(self, which: Ints) -> Corpus:
         """The same tokens with a part of the pieces; sources stay lazy."""
@@ -77,11 +113,20 @@ class Corpus:
         return Corpus(self.tokens, self.weights, self.pieces[which], [sources[i] for i in which])
 
     def fingerprint(self) -> str:
-        """BLAKE2b of tokens, weights and pieces, 32 hexadecimal digits; the same on every machine."""
+        """BLAKE2b of what is trained on, 32 hexadecimal digits: lengths of pieces, whether they go on, and their tokens, weights and
+        last labels, in order. The same on every machine, and wherever the tokens lie."""
         digest = hashlib.blake2b(digest_size=16)
-        for array, kind in ((self.tokens, "<i4"), (self.weights, "<f4"), (self.pieces, "<i8")):
-            digest.update(f"{array.shape}".encode())
-            digest.update(np.ascontiguousarray(array, dtype=kind).data)
+        starts, stops, ends = self.pieces.T
+        for numbers in (stops - starts, ends > stops):
+            digest.update(np.ascontiguousarray(numbers, dtype="<i8").data)
+        reach = np.minimum(stops + 1, ends)
+        breaks = np.flatnonzero(starts[1:] != stops[:-1]) + 1  # pieces that follow each other are read in one
+        firsts, lasts = np.concatenate([[0], breaks]), np.concatenate([breaks, [len(starts)]])
+        runs = list(zip(starts[firsts].tolist(), reach[lasts - 1].tolist(), strict=True))
+        for array, kind in ((self.tokens, "<i4"), (self.weights, "<f4")):
+            for start, end in runs:
+                for at in range(start, end, BLOCK):
+                    digest.update(np.ascontiguousarray(array[at : min(at + BLOCK, end)], dtype=kind).data)
         return digest.hexdigest()
 
 

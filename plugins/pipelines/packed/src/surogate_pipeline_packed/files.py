@@ -31,24 +31,30 @@ UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 @frozen
 class Reader:
-    """``raw()`` yields (number, unparsed row); ``parse`` makes columns of one or raises BadRow; ``count()`` is their number."""
+    """``raw()`` yields (number, unparsed row); ``parse`` makes columns of one or raises BadRow; ``count()`` is their number.
+
+    ``origin`` is what the rows come from: files, which count with their content, and words that name one state of the data for ever
+    (a revision). Without one, what was made of the rows cannot be kept for another run.
+    """
 
     name: str
     raw: Callable[[], Iterator[Raw]]
     parse: Callable[[Any], dict[str, Any]]
     count: Callable[[], int]
+    origin: tuple[Path | str, ...] = ()
 
 
 @frozen
 class Stored:
     """A file: ``name`` as rows are called by it, ``place`` for messages, size in bytes, and ``opened`` for its bytes, buffered.
-    ``local`` is its path if it has one."""
+    ``local`` is its path if it has one; ``origin`` as a reader has it."""
 
     name: str
     place: str
     size: int
     opened: Callable[[], BinaryIO]
     local: Path | None = None
+    origin: tuple[Path | str, ...] = ()
 
     @property
     def zipped(self) -> bool:
@@ -62,7 +68,7 @@ class Stored:
 
 
 def on_disk(path: Path, name: str) -> Stored:
-    return Stored(name, str(path), path.stat().st_size, lambda: path.open("rb"), path)
+    return Stored(name, str(path), path.stat().st_size, lambda: path.open("rb"), path, (path,))
 
 
 def reader_of(file: Stored) -> Reader:
@@ -100,7 +106,7 @@ def _after_mark(data: BinaryIO, file: Stored) -> BinaryIO:
 
 
 def _counted(file: Stored, raw: Callable[[], Iterator[Raw]], parse: Callable[[Any], dict[str, Any]]) -> Reader:
-    return Reader(file.name, raw, parse, lambda: sum(1 for _ in raw()))
+    return Reader(file.name, raw, parse, lambda: sum(1 for _ in raw()), file.origin)
 
 
 # ---------------------------------------------------------------- text
@@ -190,7 +196,7 @@ def _text(file: Stored) -> Reader:
         with _content(file) as data:
             yield 1, data.read()
 
-    return Reader(file.name, raw, _document, lambda: 1)
+    return Reader(file.name, raw, _document, lambda: 1, file.origin)
 
 
 def _document(data: bytes) -> dict[str, Any]:
@@ -220,7 +226,7 @@ def _parquet(file: Stored) -> Reader:
             what = f"the parquet file is damaged: {str(error).splitlines()[0]}"
             raise DataError(what, f"{file.place}, after row {number}", "fetch or write the file again") from error
 
-    return Reader(file.name, raw, columns, lambda: table.metadata.num_rows)
+    return Reader(file.name, raw, columns, lambda: table.metadata.num_rows, file.origin)
 
 
 def _arrow(file: Stored) -> Reader:
@@ -237,7 +243,10 @@ def _arrow(file: Stored) -> Reader:
 
 def of_dataset(name: str, dataset: Any) -> Reader:
     """The rows of a datasets.Dataset."""
-    return Reader(name, lambda: enumerate(dataset, 1), columns, lambda: len(dataset))
+    # Files that the library keeps, and its own fingerprint of what was done with them; a data set in memory has no files.
+    files = tuple(Path(entry["filename"]) for entry in dataset.cache_files)
+    origin = (*files, dataset._fingerprint) if files else ()
+    return Reader(name, lambda: enumerate(dataset, 1), columns, lambda: len(dataset), origin)
 
 
 ZIPPED = (".jsonl", ".json", ".csv", ".txt")

@@ -42,19 +42,6 @@ class Ledger:
     first: dict[str, str] = Factory(dict)
     weighted: dict[str, dict[str, Any]] = Factory(dict)
 
-    def drop(self, source: str, reason: str) -> None:
-        """Count a row of which nothing is used."""
-        self.dropped_rows[reason] += 1
-        self.first.setdefault(reason, source)
-
-    def refuse(self, source: str, reason: str) -> None:
-        """Count a row that cannot be used."""
-        self.rows_read += 1
-        self.unusable += 1
-        self.drop(source, reason)
-        if len(self.bad) < SHOWN:
-            self.bad.append(Bad(source, reason))
-
     def add(self, other: Ledger) -> None:
         self.rows_read += other.rows_read
         self.tokens_read += other.tokens_read

@@ -11,6 +11,7 @@ from surogate_core.config import CoreOptions
 from surogate_core.contracts import PipelineContext
 from surogate_core.offers import Offer
 from surogate_pipeline_packed.batches import Batches
+from surogate_pipeline_packed.cache import directory
 from surogate_pipeline_packed.corpus import Corpus
 from surogate_pipeline_packed.plugin import Options
 from surogate_pipeline_packed.prepare import Prepared, Work, prepare
@@ -60,8 +61,9 @@ class Packed:
     own: Options
     format: Callable[[str], Offer]
 
-    def prepare(self, tokenizer: Any, report: Callable[[str], None]) -> PackedData:
-        prepared = prepare(Work(self.core, self.own, self.format, tokenizer, report))
+    def prepare(self, tokenizer: Any, report: Callable[[str], None], live: bool = False) -> PackedData:
+        cache = directory(self.own.cache_dir)
+        prepared = prepare(Work(self.core, self.own, self.format, tokenizer, report, cache, live))
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
         return PackedData(prepared, self.core, self.own, pad)
 

@@ -1,4 +1,4 @@
-"""What this plugin offers: the pipeline `packed` with its options, and the command `tokenizer`."""
+"""What this plugin offers: the pipeline `packed` with its options, and the commands `tokenizer`, `tokenize` and `cache`."""
 
 from __future__ import annotations
 
@@ -29,6 +29,10 @@ class Options:
         validator=ge(0),
         metadata=doc("Processes that tokenise; 0 is the main process. The batches never depend on it."),
     )
+    cache_dir: str | None = field(
+        default=None,
+        metadata=doc("Where tokenised data are kept. Unset: `SUROGATE_CACHE`, or `surogate` in the user's cache directory."),
+    )
     max_bad_rows: float = field(
         default=0.01, validator=between(0, 1), metadata=doc("Share of unusable rows above which the run stops.")
     )
@@ -53,7 +57,12 @@ def register_pipelines() -> list[Offer]:
 
 @hookimpl
 def register_commands() -> list[Offer]:
-    return [Offer("tokenizer", None, build="surogate_pipeline_packed.command:tokenizer", summary="Train a tokenizer of one's own.")]
+    package = "surogate_pipeline_packed"
+    return [
+        Offer("tokenizer", None, build=f"{package}.command:tokenizer", summary="Train a tokenizer of one's own."),
+        Offer("tokenize", None, build=f"{package}.commands.tokenize:tokenize", summary="Tokenise the data of a config ahead of a run."),
+        Offer("cache", None, build=f"{package}.commands.cache:cache", summary="Show and clean the cache of tokenised data."),
+    ]
 
 
 @hookimpl

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-from attrs import define, field, frozen
+from attrs import frozen
 
 from surogate_core.config import CoreOptions, DatasetOptions
 from surogate_core.errors import DataError
 from surogate_core.offers import Offer
-from surogate_pipeline_packed.corpus import Corpus, Sources, cut, hold_out
+from surogate_pipeline_packed.cache import Entry
+from surogate_pipeline_packed.corpus import Corpus, hold_out
+from surogate_pipeline_packed.keys import Fixed, parts_of
 from surogate_pipeline_packed.ledger import Ledger
+from surogate_pipeline_packed.place import Gathered
 from surogate_pipeline_packed.plugin import Options
-from surogate_pipeline_packed.read import open_source
+from surogate_pipeline_packed.read import Source, open_source
+from surogate_pipeline_packed.store import Store
 from surogate_pipeline_packed.templates import apply_template
-from surogate_pipeline_packed.tokenise import EMPTY, Encoded, Job, encode
+from surogate_pipeline_packed.tokenise import Job
 from surogate_pipeline_packed.weights import weighted
-
-REPORT_SECONDS = 2.0
-UNTRAINED = "no trained token"
 
 
 @frozen
@@ -37,13 +36,16 @@ class Prepared:
 
 @frozen
 class Work:
-    """What the data phase works with: the options, how to find a format's offer, the tokenizer, and where progress is told."""
+    """What the data phase works with: the options, how to find a format's offer, the tokenizer, and where notices go. ``cache`` is the
+    directory where encoded rows are kept, None to keep none; ``live`` lets progress be shown on stderr."""
 
     core: CoreOptions
     own: Options
     format: Callable[[str], Offer]
     tokenizer: Any
     report: Callable[[str], None]
+    cache: Path | None = None
+    live: bool = False
 
 
 def prepare(work: Work) -> Prepared:
@@ -54,21 +56,25 @@ def prepare(work: Work) -> Prepared:
     """
     core = work.core
     apply_template(work.own.template, work.tokenizer)
+    fixed = Fixed.of(work.tokenizer, core, work.own) if work.cache is not None else None
     ledger = Ledger()
-    train, files = _side(core.datasets, "datasets", core.train_seed, work, ledger)
+    train, files = _side(core.datasets, "datasets", core.train_seed, work, fixed, ledger)
+    held: Corpus | None
     if core.validation_datasets:
-        held, _ = _side(core.validation_datasets, "validation_datasets", core.eval_seed, work, ledger)
+        held, _ = _side(core.validation_datasets, "validation_datasets", core.eval_seed, work, fixed, ledger)
     else:
         train, held = hold_out(train, work.own.validation_split_ratio, core.train_seed)
-    # Repeated after holding out: a copy of a piece that validates must not be trained on.
+    # After holding out: a copy of a piece that validates must not be trained on.
     train, told = weighted(train, files, [options.weight for options in core.datasets or ()], core.train_seed)
     for name, line in told.items():
         ledger.weighted[name] = line
-        work.report(f"{name}: weight {line['weight']:g}: {line['pieces']:,} pieces -> {line['placed']:,} an epoch")
+        work.report(f"{name}: weight {line['weight']:g}: {line['pieces']:,} pieces, {line['placed']:,} an epoch")
     return Prepared(train, held, ledger, train.fingerprint())
 
 
-def _side(datasets: Sequence[DatasetOptions] | None, key: str, seed: int, work: Work, ledger: Ledger) -> tuple[Corpus, list[int]]:
+def _side(
+    datasets: Sequence[DatasetOptions] | None, key: str, seed: int, work: Work, fixed: Fixed | None, ledger: Ledger
+) -> tuple[Corpus, list[int]]:
     """The samples of one side, and the index of the first file of each data set."""
     if not datasets:
         raise DataError("no data set is configured", key, f'add a table [[{key}]] with path and type = "text"')
@@ -76,7 +82,8 @@ def _side(datasets: Sequence[DatasetOptions] | None, key: str, seed: int, work: 
     files: list[int] = []
     for index, options in enumerate(datasets):
         where = f"{key}[{index}]"
-        job = Job(work.format(options.type), options.format_options, work.core, work.own, work.tokenizer)
+        offer = work.format(options.type)
+        job = Job(offer, options.format_options, work.core, work.own, work.tokenizer)
         form = job.build()
         limit, how = work.core.sequence_len, "split"
         if form.overlong != "split":
@@ -85,8 +92,17 @@ def _side(datasets: Sequence[DatasetOptions] | None, key: str, seed: int, work: 
         counted = Ledger()
         first_file = gathered.open(source.files)
         files.append(first_file)
-        for row in encode(source, job, form, _progress(work.report, f"{where} {options.path}")):
-            gathered.add(row, first_file, limit, how, counted)
+        store = Store(
+            entry=_entry(work, fixed, offer, options, source),
+            source=source,
+            job=job,
+            form=form,
+            name=f"{where} {options.path}",
+            report=work.report,
+            live=work.live,
+        )
+        for part in store.parts():
+            gathered.add(part, first_file, limit, how, counted)
         _check(counted, options, where, work.own.max_bad_rows)
         for line in counted.lines():
             work.report(f"{where} {options.path}: {line}")
@@ -95,109 +111,16 @@ def _side(datasets: Sequence[DatasetOptions] | None, key: str, seed: int, work: 
     return gathered.corpus(), files
 
 
-@define
-class Gathered:
-    """Samples of one side on their way to a corpus."""
-
-    files: list[str] = field(factory=list)
-    tokens: list[np.ndarray] = field(factory=list)
-    weights: list[np.ndarray] = field(factory=list)
-    pieces: list[tuple[int, int, int]] = field(factory=list)
-    places: list[tuple[int, int, int]] = field(factory=list)
-    kinds: dict[str, list[int]] = field(factory=lambda: defaultdict(lambda: [0, 0]))  # samples, samples with a trained token
-    markers: dict[str, str] = field(factory=dict)
-    size: int = 0
-
-    def open(self, names: Sequence[str]) -> int:
-        self.files += names
-        return len(self.files) - len(names)
-
-    def add(self, row: list[Encoded], first_file: int, limit: int, how: str, ledger: Ledger) -> None:
-        """Place the samples of one row and count what became of them. A row's fate is that of its first sample that is used."""
-        for sample in row:
-            place = f"{self.files[first_file + sample.file]}:{sample.number}"
-            if sample.reason == EMPTY:
-                ledger.rows_read += 1
-                ledger.drop(place, EMPTY)
-                return
-            if sample.tokens is None:
-                ledger.refuse(place, sample.reason)
-                return
-        ledger.rows_read += 1
-        fates = [self._place(sample, first_file, limit, how, ledger) for sample in row]
-        used = [fate for fate in fates if fate in ("kept", "split", "truncated")]
-        if used:
-            ledger.rows[used[0]] += 1
-        else:
-            ledger.drop(place, fates[0])
-
-    def _place(self, sample: Encoded, first_file: int, limit: int, how: str, ledger: Ledger) -> str:
-        """Place one sample, at most ``limit`` tokens of it unless it is split (``how``). Returns its fate, or why it is dropped."""
-        tokens, weights = sample.tokens, sample.weights
-        assert tokens is not None
-        assert weights is not None
-        ledger.tokens_read += len(tokens)
-        kind = self.kinds[sample.kind]
-        kind[0] += 1
-        self.markers.setdefault(sample.kind, sample.marker)
-        fate, dropped = "kept", ""
-        if not (weights[1:] > 0).any():
-            dropped = UNTRAINED
-        elif len(tokens) > limit:
-            kind[1] += 1
-            fate = "split" if how == "split" else "truncated"
-            if how == "delete":
-                dropped = "longer than max_length"
-            elif fate == "truncated":
-                ledger.dropped_tokens[f"truncated ({how})"] += len(tokens) - limit
-                part = slice(-limit, None) if how == "left" else slice(limit)
-                tokens, weights = tokens[part], weights[part]
-                dropped = "" if (weights[1:] > 0).any() else f"{UNTRAINED} left by truncation"
-        else:
-            kind[1] += 1
-        if dropped:
-            ledger.dropped_tokens[dropped] += len(tokens)
-            return dropped
-        self._cut(sample, tokens, weights, limit, fate, first_file, ledger)
-        return fate
-
-    def _cut(
-        self, sample: Encoded, tokens: np.ndarray, weights: np.ndarray, limit: int, fate: str, first_file: int, ledger: Ledger
-    ) -> None:
-        weights = weights.copy()
-        weights[0] = 0
-        for part, (start, stop, end) in enumerate(cut(0, len(tokens), limit), 1):
-            if fate == "split" and not (weights[start + 1 : min(stop + 1, end)] > 0).any():
-                ledger.dropped_tokens[f"{UNTRAINED} in a piece"] += stop - start
-                ledger.tokens[fate] -= stop - start
-                continue
-            self.pieces.append((self.size + start, self.size + stop, self.size + end))
-            self.places.append((first_file + sample.file, sample.number, part if fate == "split" else 0))
-        ledger.tokens[fate] += len(tokens)
-        self.tokens.append(tokens)
-        self.weights.append(weights)
-        self.size += len(tokens)
-
-    def check_kinds(self, key: str) -> None:
-        """Refuse data in which a kind of sample has nothing to train."""
-        for kind, (samples, trained) in self.kinds.items():
-            if samples and not trained:
-                marker = self.markers[kind] or "assistant text"
-                raise DataError(
-                    f'no sample of kind "{kind}" has a trained token ({samples:,} samples): {marker} was not found in them',
-                    key,
-                    "check the roles and fields of the rows, `loss` in messages, and the chat template",
-                )
-        if not self.pieces:
-            raise DataError("no sample is left to train on", key, "raise max_length or use another truncation_strategy")
-
-    def corpus(self) -> Corpus:
-        return Corpus(
-            np.concatenate(self.tokens),
-            np.concatenate(self.weights),
-            np.array(self.pieces, dtype=np.int64),
-            Sources(tuple(self.files), np.array(self.places, dtype=np.int64)),
-        )
+def _entry(work: Work, fixed: Fixed | None, offer: Offer, options: DatasetOptions, source: Source) -> Entry | None:
+    """Where the cache keeps what is made of this data set; None without a cache, or when the data have no lasting name."""
+    if work.cache is None or fixed is None:
+        return None
+    parts = parts_of(fixed, offer, options, work.tokenizer, source, work.cache / "files")
+    label = {"path": options.path, "type": options.type, "tokenizer": str(work.tokenizer.name_or_path)}
+    if parts is None:
+        work.report(f"{options.path}: not kept in the cache: the data are in memory, so that no later run can know them again")
+        return None
+    return Entry(work.cache, parts, label)
 
 
 def _check(ledger: Ledger, options: DatasetOptions, where: str, allowed: float) -> None:
@@ -211,17 +134,3 @@ def _check(ledger: Ledger, options: DatasetOptions, where: str, allowed: float) 
             place,
             "mend the rows or the field names, or raise max_bad_rows",
         )
-
-
-def _progress(report: Callable[[str], None], name: str) -> Callable[[int], None]:
-    """Says how far the encoding is, at most once in REPORT_SECONDS."""
-    started = last = time.monotonic()
-
-    def tell(rows: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last >= REPORT_SECONDS:
-            last = now
-            report(f"{name}: {rows:,} rows, {rows / (now - started):,.0f} a second")
-
-    return tell

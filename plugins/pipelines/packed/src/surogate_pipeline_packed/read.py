@@ -52,14 +52,29 @@ class Source:
     def files(self) -> tuple[str, ...]:
         return tuple(reader.name for reader in self.readers)
 
-    def rows(self) -> Iterator[Row]:
-        """All rows in order, or ``samples`` of them drawn with ``seed``, still in order."""
+    @property
+    def origins(self) -> tuple[tuple[Path | str, ...], ...]:
+        return tuple(reader.origin for reader in self.readers)
+
+    def count(self) -> int:
+        """Number of rows that :meth:`rows` gives; reads the data."""
+        total = sum(reader.count() for reader in self.readers)
+        return total if self.samples is None else min(total, self.samples)
+
+    def rows(self, start: int = 0, stop: int | None = None) -> Iterator[Row]:
+        """All rows in order, or ``samples`` of them drawn with ``seed``, still in order. Of these, the rows from ``start`` to before
+        ``stop``; those before ``start`` are not parsed."""
         chosen = self._chosen()
-        at = -1
+        at = taken = -1
         for file, reader in enumerate(self.readers):
             for number, raw in reader.raw():
                 at += 1
                 if chosen is not None and not chosen[at]:
+                    continue
+                taken += 1
+                if stop is not None and taken >= stop:
+                    return
+                if taken < start:
                     continue
                 try:
                     yield Row(file, number, reader.parse(raw))

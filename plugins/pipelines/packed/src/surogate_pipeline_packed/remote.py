@@ -74,7 +74,9 @@ def remote_files(address: str, where: str) -> list[Stored]:
     files = []
     for key, about in sorted(found.items()):
         name = PurePosixPath(key).name if key == root else str(PurePosixPath(key).relative_to(root))
-        files.append(Stored(name, f"{scheme}://{key}", about["size"] or 0, partial(_open, system, key)))
+        place, state = f"{scheme}://{key}", about.get("ETag") or about.get("etag")
+        origin = (f"{place} {state} {about['size']}",) if state else ()
+        files.append(Stored(name, place, about["size"] or 0, partial(_open, system, key), origin=origin))
     return files
 
 

@@ -1,4 +1,4 @@
-"""Rows → corpus: encode in chunks, in this process or in several, always in the order of the rows.
+"""Rows → parts: encode in chunks, in this process or in several, always in the order of the rows.
 
 A chunk is encoded by the same function everywhere, and nothing in it depends on other chunks, so the corpus is the same for every
 number of workers.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
@@ -16,21 +16,20 @@ from itertools import islice
 from multiprocessing import get_context
 from typing import Any
 
-import numpy as np
-from attrs import frozen
-from numpy.typing import NDArray
+from attrs import define, frozen
 
 from surogate_core.config.options import CoreOptions
 from surogate_core.contracts import Format, FormatContext, Sample
 from surogate_core.errors import BadRow, DataError
 from surogate_core.offers import Offer
 from surogate_pipeline_packed.chat import Renderer, background, weigh
+from surogate_pipeline_packed.part import Part, part_of
 from surogate_pipeline_packed.plugin import Options
-from surogate_pipeline_packed.read import Row, Source
+from surogate_pipeline_packed.read import Row
 
-CHUNK = 256
-EMPTY = "empty"
-SMALL_BYTES = 64 << 20
+CHUNK = 64
+QUEUED = 8  # chunks a worker
+SMALL_BYTES = 16 << 20
 """Data below this size are encoded faster than workers start."""
 
 
@@ -56,26 +55,13 @@ class Job:
         return self.offer.load()(self.options, context)
 
 
-@frozen
-class Encoded:
-    """One sample of a row as arrays, or the reason why the row gave none."""
-
-    file: int
-    number: int
-    tokens: NDArray[np.int32] | None
-    weights: NDArray[np.float32] | None
-    kind: str = ""
-    marker: str = ""
-    reason: str = ""
-
-
-def encode_rows(form: Format, rows: Sequence[Row]) -> list[list[Encoded]]:
-    """What each row gives: its samples, or one entry with a reason."""
+def encode_rows(form: Format, rows: Sequence[Row]) -> Part:
+    """What the rows give."""
     usable = [row.columns for row in rows if row.columns is not None]
     # A format may offer encode_batch(rows) -> per row its samples or a BadRow, where the tokenizer is faster on many texts.
     batch = getattr(form, "encode_batch", None)
     results = iter(batch(usable) if batch else (_encode(form, columns) for columns in usable))
-    return [_arrays(row, next(results) if row.columns is not None else BadRow(row.reason)) for row in rows]
+    return part_of([(row.file, row.number, next(results) if row.columns is not None else BadRow(row.reason)) for row in rows])
 
 
 def _encode(form: Format, columns: dict[str, Any]) -> Sequence[Sample] | BadRow:
@@ -83,24 +69,6 @@ def _encode(form: Format, columns: dict[str, Any]) -> Sequence[Sample] | BadRow:
         return form.encode(columns)
     except BadRow as bad:
         return bad
-
-
-def _arrays(row: Row, result: Sequence[Sample] | BadRow) -> list[Encoded]:
-    if isinstance(result, BadRow):
-        return [Encoded(row.file, row.number, None, None, reason=result.reason)]
-    if not result:
-        return [Encoded(row.file, row.number, None, None, reason=EMPTY)]
-    return [
-        Encoded(
-            row.file,
-            row.number,
-            np.asarray(sample.input_ids, dtype=np.int32),
-            np.asarray(sample.weights, dtype=np.float32),
-            sample.kind,
-            sample.marker,
-        )
-        for sample in result
-    ]
 
 
 def workers_for(own: Options, form: Format, size: int) -> int:
@@ -112,28 +80,33 @@ def workers_for(own: Options, form: Format, size: int) -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def encode(source: Source, job: Job, form: Format, report: Callable[[int], None]) -> Iterator[list[Encoded]]:
-    """What each row of ``source`` gives, in order. ``report`` is told the number of rows done."""
-    rows = source.rows()
+def encode(rows: Iterator[Row], job: Job, form: Format, workers: int) -> Iterator[Part]:
+    """What ``rows`` give, in order, CHUNK rows a part."""
     chunks = iter(lambda: list(islice(rows, CHUNK)), [])
-    workers = workers_for(job.own, form, source.size)
-    done = 0
-    for results in _spread(chunks, job, workers) if workers else (encode_rows(form, chunk) for chunk in chunks):
-        yield from results
-        done += len(results)
-        report(done)
+    return _spread(chunks, job, form, workers) if workers else (encode_rows(form, chunk) for chunk in chunks)
 
 
-def _spread(chunks: Iterator[list[Row]], job: Job, workers: int) -> Iterator[list[list[Encoded]]]:
-    waiting: deque[Future[list[list[Encoded]]]] = deque()
+@define
+class Waiting:
+    """A chunk that was given to the workers, and what became of it."""
+
+    chunk: list[Row]
+    future: Future[Part]
+    part: Part | None = None
+
+
+def _spread(chunks: Iterator[list[Row]], job: Job, form: Format, workers: int) -> Iterator[Part]:
+    """With worker processes. They take seconds to start; as long as the next part is not there, this process encodes too, from the
+    end of the queue."""
+    queue: deque[Waiting] = deque()
     with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start, initargs=(job,)) as pool:
         try:
             for chunk in chunks:
-                waiting.append(pool.submit(_work, chunk))
-                if len(waiting) > 2 * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+                queue.append(Waiting(chunk, pool.submit(_work, chunk)))
+                if len(queue) > QUEUED * workers:
+                    yield _next(queue, form)
+            while queue:
+                yield _next(queue, form)
         except BrokenProcessPool as error:
             raise DataError(
                 "a process that tokenises ended",
@@ -144,6 +117,16 @@ def _spread(chunks: Iterator[list[Row]], job: Job, workers: int) -> Iterator[lis
             pool.shutdown(cancel_futures=True)
 
 
+def _next(queue: deque[Waiting], form: Format) -> Part:
+    first = queue.popleft()
+    while first.part is None and not first.future.done():
+        mine = next((item for item in (*reversed(queue), first) if item.part is None and item.future.cancel()), None)
+        if mine is None:
+            break
+        mine.part = encode_rows(form, mine.chunk)
+    return first.part or first.future.result()
+
+
 _FORMAT: list[Format] = []  # of a worker process, filled once by _start
 
 
@@ -152,5 +135,5 @@ def _start(job: Job) -> None:
     _FORMAT.append(job.build())
 
 
-def _work(chunk: list[Row]) -> list[list[Encoded]]:
+def _work(chunk: list[Row]) -> Part:
     return encode_rows(_FORMAT[0], chunk)

@@ -1,0 +1,94 @@
+"""Encoded rows as columns: what a worker hands back, what a shard holds, and what is placed in a corpus.
+
+A part knows nothing of ``max_length``, ``max_bad_rows`` or the place of its rows in a run: those come afterwards, so that they can
+change without encoding anything again, and so that what comes from a shard cannot differ from what was encoded just now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from attrs import frozen
+from numpy.typing import NDArray
+
+from surogate_core.contracts import Sample
+from surogate_core.errors import BadRow
+
+Ints = NDArray[np.int64]
+FILE, NUMBER, COUNT, REASON = range(4)
+LENGTH, KIND, MARKER = range(3)
+
+
+@frozen(eq=False)
+class Part:
+    """Rows of one data set, in order.
+
+    tokens   int32 (n,): the samples one behind the other
+    weights  float32 (n,): weight of predicting tokens[i]; 0 at the first token of each sample
+    samples  int64 (S, 3): number of tokens; kind and marker as indices into ``words``
+    rows     int64 (R, 4): file, number in it from 1, number of samples, and the index of the reason in ``words`` why the row cannot
+             be used (-1: it can)
+    words    the texts that the columns name
+    """
+
+    tokens: NDArray[np.int32]
+    weights: NDArray[np.float32]
+    samples: Ints
+    rows: Ints
+    words: tuple[str, ...]
+
+
+class Words(dict[str, int]):
+    """Text → its index, given when first asked for."""
+
+    def __missing__(self, text: str) -> int:
+        self[text] = len(self)
+        return self[text]
+
+
+def part_of(results: Sequence[tuple[int, int, Sequence[Sample] | BadRow]]) -> Part:
+    """(file, number, samples or why there are none) of each row → their part."""
+    words = Words()
+    rows, samples, tokens, weights = [], [], [np.zeros(0, np.int32)], [np.zeros(0, np.float32)]
+    for file, number, result in results:
+        if isinstance(result, BadRow):
+            rows.append((file, number, 0, words[result.reason]))
+            continue
+        rows.append((file, number, len(result), -1))
+        for sample in result:
+            samples.append((len(sample.input_ids), words[sample.kind], words[sample.marker]))
+            tokens.append(np.asarray(sample.input_ids, dtype=np.int32))
+            weight = np.array(sample.weights, dtype=np.float32)
+            weight[:1] = 0  # nothing precedes the first token
+            weights.append(weight)
+    return Part(np.concatenate(tokens), np.concatenate(weights), _table(samples, 3), _table(rows, 4), tuple(words))
+
+
+def join(parts: Sequence[Part]) -> Part:
+    """Parts that follow each other → one, with one list of words."""
+    if len(parts) == 1:
+        return parts[0]
+    words = Words()
+    samples, rows = [], []
+    for part in parts:
+        places = np.array([words[word] for word in part.words] + [-1], dtype=np.int64)  # -1 stays -1
+        samples.append(np.column_stack([part.samples[:, LENGTH], places[part.samples[:, KIND]], places[part.samples[:, MARKER]]]))
+        rows.append(np.column_stack([part.rows[:, :REASON], places[part.rows[:, REASON]]]))
+    return Part(
+        np.concatenate([part.tokens for part in parts]),
+        np.concatenate([part.weights for part in parts]),
+        np.concatenate(samples),
+        np.concatenate(rows),
+        tuple(words),
+    )
+
+
+def arrays(part: Part) -> Mapping[str, NDArray[Any]]:
+    """The columns by name, in the order in which they are stored."""
+    return {name: getattr(part, name) for name in ("tokens", "weights", "samples", "rows")}
+
+
+def _table(rows: Sequence[tuple[int, ...]], width: int) -> Ints:
+    return np.array(rows, dtype=np.int64).reshape(-1, width)

@@ -1,0 +1,85 @@
+"""Rendering parts of one conversation many times, faster: the same template and sandbox without what transformers does around each call.
+
+transformers copies all messages before every rendering, and jinja's sandbox looks a dictionary's key up as an attribute first. Here
+the messages are looked at once, and the sandbox goes to the key at once where there is no such attribute. What cannot be shown to
+render equally is left to transformers: tokenizers with a way of their own, values that are no plain JSON, thoughts (which it copies
+under several names), and a conversation of which this rendering is not the one that transformers gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from types import BuiltinMethodType
+from typing import Any
+
+from jinja2.runtime import LoopContext
+from jinja2.utils import Namespace
+
+Quick = Callable[[Sequence[Any], bool], str]
+"""(messages, with a generation prompt) → text."""
+
+THOUGHTS = {"reasoning", "reasoning_content", "thinking"}
+DICT = frozenset(dir(dict))
+FORMATS = ("format", "format_map")
+OF_CONTEXT = ("_block_vars", "_loop_vars")  # what compiled code passes for functions that ask for the context
+STATE = (Namespace, LoopContext)
+PLAIN = (str, int, float, bool, type(None))
+
+
+def quick(tokenizer: Any, messages: Sequence[dict[str, Any]], tools: Any, whole: str) -> Quick | None:
+    """A renderer for parts of ``messages``, whose rendering by transformers is ``whole``; None where it cannot be trusted."""
+    from transformers import PreTrainedTokenizerBase
+
+    own_way = type(tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template
+    if own_way or any(THOUGHTS & message.keys() for message in messages) or not plain([messages, tools]):
+        return None
+    template = _compiled(tokenizer.get_chat_template(None, tools=tools))
+    constants = {**tokenizer.special_tokens_map, "tools": tools, "documents": None}
+
+    def render(part: Sequence[Any], prompt: bool) -> str:
+        return template.render(messages=list(part), add_generation_prompt=prompt, **constants)
+
+    return render if render(messages, False) == whole else None
+
+
+def plain(value: Any) -> bool:
+    """Whether there is nothing but exact JSON types in ``value``."""
+    kind = type(value)
+    if kind is dict:
+        return all(type(key) is str and plain(item) for key, item in value.items())
+    return all(map(plain, value)) if kind is list else kind in PLAIN
+
+
+@lru_cache(maxsize=16)
+def _compiled(text: str) -> Any:
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    environment = _compile_jinja_template(text).environment.overlay()
+    by_attribute, is_safe, call = environment.getattr, environment.is_safe_attribute, environment.call
+    known: dict[tuple[type, str], bool] = {}
+
+    def safe(value: Any, name: str, attribute: Any) -> bool:
+        """The sandbox's answer, which depends on type and name alone."""
+        place = type(value), name
+        if place not in known:
+            known[place] = is_safe(value, name, attribute)
+        return known[place]
+
+    def getattr_(value: Any, name: str) -> Any:
+        kind = type(value)
+        if kind is dict and name not in DICT:
+            return value[name] if name in value else environment.undefined(obj=value, name=name)
+        if (kind in STATE or (kind is str and name not in FORMATS)) and known.get((kind, name)):
+            found = getattr(value, name)
+            if kind is str or type(found) in PLAIN:  # neither is str.format, which the sandbox wraps
+                return found
+        return by_attribute(value, name)
+
+    def call_(context: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
+        if type(function) is BuiltinMethodType and type(function.__self__) is str and function.__name__ not in FORMATS:
+            return function(*args, **{name: value for name, value in kwargs.items() if name not in OF_CONTEXT})
+        return call(context, function, *args, **kwargs)
+
+    environment.getattr, environment.is_safe_attribute, environment.call = getattr_, safe, call_
+    return environment.from_string(text)
