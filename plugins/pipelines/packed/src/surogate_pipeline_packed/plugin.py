@@ -60,7 +60,9 @@ def register_commands() -> list[Offer]:
     package = "surogate_pipeline_packed"
     return [
         Offer("tokenizer", None, build=f"{package}.command:tokenizer", summary="Train a tokenizer of one's own."),
-        Offer("tokenize", None, build=f"{package}.commands.tokenize:tokenize", summary="Tokenise the data of a config ahead of a run."),
+        Offer(
+            "tokenize", None, build=f"{package}.commands.tokenize:tokenize", summary="Tokenise the data of a config ahead of a run."
+        ),
         Offer("cache", None, build=f"{package}.commands.cache:cache", summary="Show and clean the cache of tokenised data."),
     ]
 

@@ -62,8 +62,8 @@ class Source:
         return total if self.samples is None else min(total, self.samples)
 
     def rows(self, start: int = 0, stop: int | None = None) -> Iterator[Row]:
-        """All rows in order, or ``samples`` of them drawn with ``seed``, still in order. Of these, the rows from ``start`` to before
-        ``stop``; those before ``start`` are not parsed."""
+        """All rows in order, or ``samples`` of them drawn with ``seed``, still in order. Of these, the rows from ``start`` to
+        before ``stop``; those before ``start`` are not parsed."""
         chosen = self._chosen()
         at = taken = -1
         for file, reader in enumerate(self.readers):

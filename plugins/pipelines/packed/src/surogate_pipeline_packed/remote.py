@@ -6,11 +6,12 @@ Credentials and endpoints come from the environment, as the clouds' own tools ta
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from attrs import evolve, frozen
@@ -24,10 +25,11 @@ AHEAD = 8 << 20  # bytes of one request
 
 @frozen
 class Cloud:
-    """What reads addresses of one scheme, and where it finds credentials."""
+    """What reads addresses of one scheme, and where it finds credentials; ``key_file`` is the variable that names a file of them."""
 
     package: str
     credentials: str
+    key_file: str = ""
 
 
 CLOUDS = {
@@ -40,6 +42,7 @@ CLOUDS = {
         "gcsfs",
         "set GOOGLE_APPLICATION_CREDENTIALS to a service account's file, or log in with gcloud; FSSPEC_GS_TOKEN=anon for a public "
         "bucket",
+        "GOOGLE_APPLICATION_CREDENTIALS",
     ),
 }
 NO_CREDENTIALS = (
@@ -62,6 +65,9 @@ def remote_files(address: str, where: str) -> list[Stored]:
         raise DataError(f"addresses of kind {scheme}:// cannot be read", where, f"use one of {known}, or download the files")
     if find_spec(cloud.package) is None:
         raise DataError(f"{scheme}:// is read with {cloud.package}, which is not installed", where, f"pip install {cloud.package}")
+    key_file = os.environ.get(cloud.key_file) if cloud.key_file else None
+    if key_file and not Path(key_file).is_file():  # gcsfs would go on as nobody
+        raise DataError(f"there are no usable credentials for {scheme}://: no file {key_file}", cloud.key_file, cloud.credentials)
     import fsspec
 
     with told(address, where):
