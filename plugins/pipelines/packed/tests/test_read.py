@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from io import BytesIO
 from pathlib import Path
 
@@ -153,7 +156,7 @@ def test_hub_data_set_that_cannot_be_read_offline(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(DataError, match="OfflineModeIsEnabled|ConnectionError|DatasetNotFoundError") as caught:
+    with pytest.raises(DataError, match=r"OfflineModeIsEnabled|ConnectionError|DatasetNotFoundError") as caught:
         opened("nobody/has-this")
     assert caught.value.problems[0].how == "HF_HUB_OFFLINE is set: unset it, or fetch the data set into the cache first"
 
@@ -162,7 +165,7 @@ def test_hub_data_set_that_cannot_be_read_offline(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("block", [1, 2, 3, 7, 64, 1 << 20])
 def test_an_array_is_decoded_alike_in_blocks_of_every_size(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     monkeypatch.setattr("surogate_pipeline_packed.jsontext.BLOCK", block)
-    rows = [*ROWS, {"a": [1.5e-7, -12, True, None, {"b": "\\\"]}"}], "c": "\U0001f600"}]
+    rows = [*ROWS, {"a": [1.5e-7, -12, True, None, {"b": '\\"]}'}], "c": "\U0001f600"}]
     for text in (json.dumps(rows), json.dumps(rows, ensure_ascii=False, indent=1), "[]", " [ 12345 , true , null ] "):
         found = list(Elements(BytesIO(text.encode()), "place"))
         assert [(number, element.value) for number, element in found] == list(enumerate(json.loads(text), 1))
@@ -184,7 +187,7 @@ def test_names_tell_splits_as_the_datasets_library_reads_them(tmp_path: Path) ->
         root = tmp_path / str(index)
         for name in names:
             (root / name).parent.mkdir(parents=True, exist_ok=True)
-            (root / name).write_text('{"text": "%s"}\n' % name)
+            (root / name).write_text(json.dumps({"text": name}) + "\n")
         patterns = sanitize_patterns(get_data_patterns(str(root)))
         theirs = DataFilesDict.from_patterns(patterns, base_path=str(root))
         for split, files in theirs.items():
@@ -260,3 +263,39 @@ def test_subsets_and_splits_of_a_directory_with_a_card(tmp_path: Path, monkeypat
     with pytest.raises(DataError, match="files have no subsets") as caught:
         opened(root, subset="long")
     assert "data set card" in caught.value.problems[0].how
+
+
+PEAK = """
+import json, sys
+from pathlib import Path
+from surogate_core.config.options import DatasetOptions
+from surogate_pipeline_packed.read import open_source
+
+def anonymous():
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+    return int(line.split()[1]) / 1024
+
+peaks = []
+for name in sys.argv[1:]:
+    before = peak = anonymous()
+    for count, row in enumerate(open_source(DatasetOptions(path=name, type="text"), "datasets[0]", seed=0).rows(), 1):
+        peak = max(peak, anonymous()) if count % 500 == 0 else peak
+    peaks.append(peak - before)
+print(json.dumps(peaks[1:]))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="anonymous memory is read from /proc")
+@pytest.mark.parametrize("kind", [".jsonl", ".json", ".csv", ".parquet"])
+def test_no_reader_holds_its_file(tmp_path: Path, kind: str) -> None:
+    names = [tmp_path / f"{name}{kind}" for name in ("few", "many")]
+    for name, count in zip(names, (2000, 40_000), strict=True):
+        write(name, [{"text": f"{i} " + "word " * 200, "more": ""} for i in range(count)])
+    assert names[1].suffix == ".parquet" or names[1].stat().st_size > 40e6
+    done = subprocess.run([sys.executable, "-c", PEAK, *map(str, names)], capture_output=True, text=True, check=True, env=paths())
+    (peak,) = json.loads(done.stdout)
+    assert peak < 12  # MB; 40 MB of rows, and twice that as Python objects
+
+
+def paths() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -133,7 +133,7 @@ def token_server() -> Iterator[str]:
     """Where service accounts get their tokens: /good gives one, /bad refuses."""
 
     class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:  # noqa: N802
+        def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
             good = self.path == "/good"
             answer = {"access_token": "t", "expires_in": 3600, "token_type": "Bearer"} if good else {"error": "invalid_grant"}
@@ -225,7 +225,9 @@ def test_a_wrong_key_for_s3(scheme: str, s3_server: str, monkeypatch: pytest.Mon
         problem = refused("s3://corpora/lines.jsonl")
     finally:
         check_keys("inf")
-    assert problem.what == 'access to bucket "corpora" is refused: The AWS Access Key Id you provided does not exist in our records.'
+    assert (
+        problem.what == 'access to bucket "corpora" is refused: The AWS Access Key Id you provided does not exist in our records.'
+    )
     assert problem.how.startswith("set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; AWS_ENDPOINT_URL")
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
@@ -266,7 +268,9 @@ def test_credentials_for_gs_that_are_not_there(scheme: str, tmp_path: Path, monk
 
 
 @pytest.mark.prove
-@pytest.mark.skipif(not os.environ.get("SUROGATE_PROVE"), reason="gcsfs tries a refused key for half a minute; SUROGATE_PROVE=1 runs it")
+@pytest.mark.skipif(
+    not os.environ.get("SUROGATE_PROVE"), reason="gcsfs tries a refused key for half a minute; SUROGATE_PROVE=1 runs it"
+)
 @pytest.mark.parametrize("scheme", ["gs"])
 @pytest.mark.usefixtures("cloud")
 def test_a_wrong_key_for_gs(scheme: str, token_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ AHEAD = 8 << 20  # bytes of one request
 
 @frozen
 class Cloud:
-    """What reads addresses of one scheme, and where it finds credentials; ``key_file`` is the variable that names a file of them."""
+    """What reads addresses of one scheme, where it finds credentials, and the variable that names a file of them."""
 
     package: str
     credentials: str
