@@ -208,11 +208,11 @@ def _document(data: bytes) -> dict[str, Any]:
 
 # ---------------------------------------------------------------- tables
 def _parquet(file: Stored) -> Reader:
-    from pyarrow import ArrowException, ArrowInvalid, parquet
+    from pyarrow import ArrowException, ArrowInvalid, default_memory_pool, parquet
 
     try:
         # Buffered reading: without it, pyarrow holds a whole row group, which many writers make a whole file.
-        table = parquet.ParquetFile(file.local or file.opened(), buffer_size=BUFFER)
+        table = parquet.ParquetFile(file.local or file.opened(), buffer_size=BUFFER, pre_buffer=False)
     except ArrowInvalid as error:
         raise DataError(f"not a parquet file: {error}", file.place, "fetch or write the file again") from error
 
@@ -222,6 +222,7 @@ def _parquet(file: Stored) -> Reader:
             for batch in table.iter_batches(batch_size=BATCH):
                 for number, row in enumerate(batch.to_pylist(), number + 1):  # noqa: B020
                     yield number, row
+                default_memory_pool().release_unused()  # Arrow's allocator keeps freed pages otherwise
         except (ArrowException, OSError) as error:
             what = f"the parquet file is damaged: {str(error).splitlines()[0]}"
             raise DataError(what, f"{file.place}, after row {number}", "fetch or write the file again") from error
