@@ -24,6 +24,11 @@ class DatasetOptions:
     samples: int | None = field(
         default=None, validator=ge(1), metadata=doc("Use this many rows, drawn with `train_seed` (`eval_seed` for validation).")
     )
+    weight: float = field(
+        default=1.0,
+        validator=gt(0),
+        metadata=doc("How often an epoch has each piece of the training data: 2 twice, 0.5 a seeded half of them, once."),
+    )
     format_options: Any = field(default=None, metadata=doc("Options of the format; not a key.", key=False))
 
 

@@ -32,7 +32,7 @@ def test_tokens_and_starts_are_the_tokenizers(shared_data: Path, template: str |
     mark = tokenizer.all_special_tokens[0]
     texts += [mark + "x" * 600, mark + "x" * 600 + mark, f"{mark}{'é ' * 400}{mark} b{mark}", "plain " * 200, "", mark * 3]
     for text in texts + texts:
-        ids, starts = heads.encoded(tokenizer, text, False)
+        ids, starts, _ = heads.encoded(tokenizer, text, False)
         wanted = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         assert ids.tolist() == wanted["input_ids"]
         assert starts.tolist() == [start for start, _ in wanted["offset_mapping"]]

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from io import BytesIO
 from pathlib import Path
 
 import pytest
+from surogate_pipeline_packed.jsontext import Elements
 from surogate_pipeline_packed.read import Source, open_source
 
 from surogate_core.config.options import DatasetOptions
@@ -115,7 +120,7 @@ def test_damaged_rows_are_named_and_the_rest_is_read(tmp_path: Path) -> None:
         ("missing.jsonl", "no such file"),
         ("./missing", "no such file"),
         ("/nowhere/at/all", "no such file"),
-        ("s3://bucket/data", "addresses cannot be read"),
+        ("ftp://host/data", "addresses of kind ftp:// cannot be read"),
         ("{tmp}/table.xlsx", r'kind "\.xlsx" cannot be read'),
         ("{tmp}/nothing", "holds no data"),
         ("{tmp}/broken.json", "not JSON"),
@@ -141,3 +146,156 @@ def test_hub_data_set_that_cannot_be_read() -> None:
     with pytest.raises(DataError, match="neither a local path nor a data set of the Hub") as caught:
         opened("nobody/has-this", subset="main", split="test")
     assert "subset 'main', split 'test'" in caught.value.problems[0].where
+
+
+def test_hub_data_set_that_cannot_be_read_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    import socket
+
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(DataError, match=r"OfflineModeIsEnabled|ConnectionError|DatasetNotFoundError") as caught:
+        opened("nobody/has-this")
+    assert caught.value.problems[0].how == "HF_HUB_OFFLINE is set: unset it, or fetch the data set into the cache first"
+
+
+# ---------------------------------------------------------------- arrays, element by element
+@pytest.mark.parametrize("block", [1, 2, 3, 7, 64, 1 << 20])
+def test_an_array_is_decoded_alike_in_blocks_of_every_size(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    monkeypatch.setattr("surogate_pipeline_packed.jsontext.BLOCK", block)
+    rows = [*ROWS, {"a": [1.5e-7, -12, True, None, {"b": '\\"]}'}], "c": "\U0001f600"}]
+    for text in (json.dumps(rows), json.dumps(rows, ensure_ascii=False, indent=1), "[]", " [ 12345 , true , null ] "):
+        found = list(Elements(BytesIO(text.encode()), "place"))
+        assert [(number, element.value) for number, element in found] == list(enumerate(json.loads(text), 1))
+
+
+# ---------------------------------------------------------------- directories with splits
+def test_names_tell_splits_as_the_datasets_library_reads_them(tmp_path: Path) -> None:
+    from datasets.data_files import DataFilesDict, get_data_patterns, sanitize_patterns
+
+    layouts = [
+        ["train.jsonl", "test.jsonl"],
+        ["train-00000-of-00002.jsonl", "train-00001-of-00002.jsonl", "validation-00000-of-00001.jsonl"],
+        ["data/dev.jsonl", "data/training_set.jsonl"],
+        ["train/a.jsonl", "train/b.jsonl", "eval/a.jsonl"],
+        ["my-val.jsonl", "my-test.jsonl"],
+        ["latest.jsonl", "retrain.jsonl", "contest1.jsonl"],
+    ]
+    for index, names in enumerate(layouts):
+        root = tmp_path / str(index)
+        for name in names:
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_text(json.dumps({"text": name}) + "\n")
+        patterns = sanitize_patterns(get_data_patterns(str(root)))
+        theirs = DataFilesDict.from_patterns(patterns, base_path=str(root))
+        for split, files in theirs.items():
+            wanted = sorted(Path(file).relative_to(root.resolve()).as_posix() for file in files)
+            assert list(opened(root, split=str(split)).files) == wanted, (names, split)
+
+
+def test_splits_that_are_not_told_apart_are_refused(tmp_path: Path) -> None:
+    for name in ("train.jsonl", "test.jsonl"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(DataError, match='no split "validation"') as caught:
+        opened(tmp_path, split="validation")
+    assert caught.value.problems[0].how == "use one of train, test"
+    (tmp_path / "more.jsonl").write_text("{}")
+    with pytest.raises(DataError, match=r"files of the split train and test, and more\.jsonl, which is of none"):
+        opened(tmp_path)
+
+
+# ---------------------------------------------------------------- the datasets library
+def test_splits_and_samples_of_a_saved_data_set(tmp_path: Path) -> None:
+    from datasets import Dataset, DatasetDict
+
+    DatasetDict({"train": Dataset.from_list(ROWS), "test": Dataset.from_list(ROWS[:3])}).save_to_disk(tmp_path / "saved")
+    assert columns(opened(tmp_path / "saved")) == ROWS
+    assert columns(opened(tmp_path / "saved", split="test")) == ROWS[:3]
+    drawn = columns(opened(tmp_path / "saved", samples=4))
+    assert drawn == [row for row in ROWS if row in drawn]
+    assert len(drawn) == 4
+    assert opened(tmp_path / "saved", samples=4).count() == 4
+    with pytest.raises(DataError, match='no split "dev"') as caught:
+        opened(tmp_path / "saved", split="dev")
+    assert caught.value.problems[0].how == "use one of train, test"
+    with pytest.raises(DataError, match="a saved data set has no subsets"):
+        opened(tmp_path / "saved", subset="main")
+
+
+CARD = """---
+license: mit
+configs:
+- config_name: short
+  default: true
+  data_files:
+  - split: train
+    path: short/*.jsonl
+- config_name: long
+  data_files:
+  - split: train
+    path: long/one.jsonl
+  - split: test
+    path: long/two.jsonl
+---
+# A data set
+"""
+
+
+def test_subsets_and_splits_of_a_directory_with_a_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    root = tmp_path / "repo"
+    for name, rows in {"short/a.jsonl": ROWS[:2], "long/one.jsonl": ROWS, "long/two.jsonl": ROWS[5:]}.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        write(root / name, rows)
+    (root / "README.md").write_text(CARD)
+    assert columns(opened(root)) == ROWS[:2]
+    assert columns(opened(root, subset="long")) == ROWS
+    assert columns(opened(root, subset="long", split="test")) == ROWS[5:]
+    drawn = columns(opened(root, subset="long", samples=4))
+    assert (len(drawn), drawn) == (4, [row for row in ROWS if row in drawn])
+    for options, what in (({"subset": "huge"}, "BuilderConfig 'huge' not found"), ({"split": "dev"}, 'Unknown split "dev"')):
+        with pytest.raises(DataError, match=what) as caught:
+            opened(root, **options)
+        assert caught.value.problems[0].how.startswith("check subset and split against the card")
+    (root / "README.md").write_text("# no card\nconfigs:\n")
+    with pytest.raises(DataError, match="files have no subsets") as caught:
+        opened(root, subset="long")
+    assert "data set card" in caught.value.problems[0].how
+
+
+PEAK = """
+import json, sys
+from pathlib import Path
+from surogate_core.config.options import DatasetOptions
+from surogate_pipeline_packed.read import open_source
+
+def anonymous():
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+    return int(line.split()[1]) / 1024
+
+peaks = []
+for name in sys.argv[1:]:
+    before = peak = anonymous()
+    for count, row in enumerate(open_source(DatasetOptions(path=name, type="text"), "datasets[0]", seed=0).rows(), 1):
+        peak = max(peak, anonymous()) if count % 500 == 0 else peak
+    peaks.append(peak - before)
+print(json.dumps(peaks[1:]))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="anonymous memory is read from /proc")
+@pytest.mark.parametrize("kind", [".jsonl", ".json", ".csv", ".parquet"])
+def test_no_reader_holds_its_file(tmp_path: Path, kind: str) -> None:
+    names = [tmp_path / f"{name}{kind}" for name in ("few", "many")]
+    for name, count in zip(names, (2000, 40_000), strict=True):
+        write(name, [{"text": f"{i} " + "word " * 200, "more": ""} for i in range(count)])
+    assert names[1].suffix == ".parquet" or names[1].stat().st_size > 40e6
+    done = subprocess.run([sys.executable, "-c", PEAK, *map(str, names)], capture_output=True, text=True, check=True, env=paths())
+    (peak,) = json.loads(done.stdout)
+    assert peak < 12  # MB; 40 MB of rows, and twice that as Python objects
+
+
+def paths() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

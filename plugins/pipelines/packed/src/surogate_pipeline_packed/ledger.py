@@ -28,7 +28,8 @@ class Bad:
 @define
 class Ledger:
     """Counts by what happened. ``rows`` and ``tokens`` have the keys kept, split and truncated; ``dropped_rows`` and
-    ``dropped_tokens`` have reasons. ``unusable`` counts the rows that could not be read or encoded; ``bad`` names the first."""
+    ``dropped_tokens`` have reasons, and ``first`` names the first dropped row of each. ``unusable`` counts the rows that could not
+    be read or encoded; ``bad`` names the first. ``weighted`` says what the weights of the data sets made of what was kept."""
 
     rows_read: int = 0
     tokens_read: int = 0
@@ -38,6 +39,8 @@ class Ledger:
     dropped_tokens: Counter[str] = Factory(Counter)
     unusable: int = 0
     bad: list[Bad] = Factory(list)
+    first: dict[str, str] = Factory(dict)
+    weighted: dict[str, dict[str, Any]] = Factory(dict)
 
     def add(self, other: Ledger) -> None:
         self.rows_read += other.rows_read
@@ -46,6 +49,8 @@ class Ledger:
         for name in ("rows", "tokens", "dropped_rows", "dropped_tokens"):
             getattr(self, name).update(getattr(other, name))
         self.bad = (self.bad + other.bad)[:SHOWN]
+        self.first = other.first | self.first
+        self.weighted |= other.weighted
 
     def balanced(self) -> bool:
         """True when every row and token that came in is accounted for."""
@@ -65,14 +70,18 @@ class Ledger:
             },
             "unusable": self.unusable,
             "bad": [str(bad) for bad in self.bad],
+            "first": dict(self.first),
+            **({"weighted": self.weighted} if self.weighted else {}),
         }
 
     def lines(self) -> list[str]:
-        """For people: one line for rows, one for tokens, and the first unusable rows."""
+        """For people: one line for rows, one for tokens, the first unusable rows, and the first of each other reason."""
+        unusable = {bad.reason for bad in self.bad}
         return [
             _line("rows", self.rows_read, self.rows, self.dropped_rows),
             _line("tokens", self.tokens_read, self.tokens, self.dropped_tokens),
             *(f"unusable: {bad}" for bad in self.bad),
+            *(f"dropped ({reason}), first: {source}" for reason, source in self.first.items() if reason not in unusable),
         ]
 
 

@@ -79,9 +79,11 @@ class Gathered:
         bad = rows[:, REASON] >= 0
         found[bad] = len(NAMES) + rows[bad, REASON]
         kinds, first, amounts = np.unique(found, return_index=True, return_counts=True)
-        for kind, amount in ((int(kinds[i]), int(amounts[i])) for i in np.argsort(first)):
+        for kind, amount, at in ((int(kinds[i]), int(amounts[i]), int(first[i])) for i in np.argsort(first)):
             name = NAMES[kind] if kind < len(NAMES) else part.words[kind - len(NAMES)]
             (ledger.rows if kind <= TRUNCATED else ledger.dropped_rows)[name] += amount
+            if kind > TRUNCATED:
+                ledger.first.setdefault(name, f"{self.files[first_file + rows[at, FILE]]}:{rows[at, NUMBER]}")
         ledger.rows_read += len(rows)
         ledger.unusable += int(bad.sum())
         for file, number, _, reason in rows[np.flatnonzero(bad)[: max(0, SHOWN - len(ledger.bad))]].tolist():

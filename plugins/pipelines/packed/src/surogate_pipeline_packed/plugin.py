@@ -98,7 +98,7 @@ def register_commands() -> list[Offer]:
 
 @hookimpl
 def check_config(config: Config) -> list[Problem]:
-    """Samples that fit no row, and options that exclude each other."""
+    """Samples that fit no row, options that exclude each other, and weights of data that are not trained on."""
     own = config.of(Options)
     problems = []
 
@@ -117,4 +117,9 @@ def check_config(config: Config) -> list[Problem]:
         refuse("padding_side", what, "remove one of the two")
     if own.response_prefix == "":
         refuse("response_prefix", 'response_prefix = "" is no text', "remove it")
+    for index, options in enumerate(config.core.validation_datasets or ()):
+        if options.weight != 1:
+            key = f"validation_datasets.{index}.weight"
+            what = f"weight = {options.weight:g}: validation data are read once each, whatever they weigh"
+            refuse(key, what, "remove weight")
     return problems

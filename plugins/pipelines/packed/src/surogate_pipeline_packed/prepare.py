@@ -22,6 +22,7 @@ from surogate_pipeline_packed.settle import settled
 from surogate_pipeline_packed.store import Store
 from surogate_pipeline_packed.templates import apply_template
 from surogate_pipeline_packed.tokenise import Job
+from surogate_pipeline_packed.weights import weighted
 
 
 @frozen
@@ -58,20 +59,28 @@ def prepare(work: Work) -> Prepared:
     apply_template(work.own.template, work.tokenizer, work.own.response_prefix)
     fixed = Fixed.of(work.tokenizer, core, work.own) if work.cache is not None else None
     ledger = Ledger()
-    train = _side(core.datasets, "datasets", core.train_seed, work, fixed, ledger)
+    train, files = _side(core.datasets, "datasets", core.train_seed, work, fixed, ledger)
+    held: Corpus | None
     if core.validation_datasets:
-        validation = _side(core.validation_datasets, "validation_datasets", core.eval_seed, work, fixed, ledger)
-        return Prepared(train, validation, ledger, train.fingerprint())
-    train, held = hold_out(train, work.own.validation_split_ratio, core.train_seed)
+        held, _ = _side(core.validation_datasets, "validation_datasets", core.eval_seed, work, fixed, ledger)
+    else:
+        train, held = hold_out(train, work.own.validation_split_ratio, core.train_seed)
+    # After holding out: a copy of a piece that validates must not be trained on.
+    train, told = weighted(train, files, [options.weight for options in core.datasets or ()], core.train_seed)
+    for name, line in told.items():
+        ledger.weighted[name] = line
+        work.report(f"{name}: weight {line['weight']:g}: {line['pieces']:,} pieces, {line['placed']:,} an epoch")
     return Prepared(train, held, ledger, train.fingerprint())
 
 
 def _side(
     datasets: Sequence[DatasetOptions] | None, key: str, seed: int, work: Work, fixed: Fixed | None, ledger: Ledger
-) -> Corpus:
+) -> tuple[Corpus, list[int]]:
+    """The samples of one side, and the index of the first file of each data set."""
     if not datasets:
         raise DataError("no data set is configured", key, f'add a table [[{key}]] with path and type = "text"')
     gathered = Gathered()
+    files: list[int] = []
     for index, options in enumerate(datasets):
         where = f"{key}[{index}]"
         source = open_source(options, where, seed)
@@ -87,6 +96,7 @@ def _side(
             limit, how = work.own.max_length or limit, work.own.truncation_strategy
         counted = Ledger()
         first_file = gathered.open(source.files)
+        files.append(first_file)
         store = Store(
             entry=_entry(work, fixed, job.offer, options, source),
             source=source,
@@ -103,7 +113,7 @@ def _side(
             work.report(f"{where} {options.path}: {line}")
         ledger.add(counted)
     gathered.check_kinds(key)
-    return gathered.corpus()
+    return gathered.corpus(), files
 
 
 def _entry(work: Work, fixed: Fixed | None, offer: Offer, options: DatasetOptions, source: Source) -> Entry | None:
