@@ -4,10 +4,10 @@
     python bench/data.py --memory 50000 200000    # peak of anonymous memory by number of rows
 
 Rows are made from `chat/sgd-tools.jsonl` and `pretrain/tinystories.jsonl` of SUROGATE_TEST_DATA: dialogues cut behind different
-turns and stories cut at different sentences, each with a number of its own, so that no two are equal. Both sides use the same tokenizer
-and a template with `{% generation %}` marks, train the assistant's text alone and cut at the same length. surogate's time runs from the
-file to packed batches with a first step, its cache empty; TRL's is SFTTrainer's `_prepare_dataset` from a loaded data set to packed
-rows, with an empty cache too.
+turns and stories cut at different sentences, each with a number of its own, so that no two are equal. Both sides use the same
+tokenizer and a template with `{% generation %}` marks, train the assistant's text alone and cut at the same length. surogate's time
+runs from the file to packed batches with a first step, its cache empty; TRL's is SFTTrainer's `_prepare_dataset` from a loaded data
+set to packed rows, with an empty cache too.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Rendering parts of one conversation many times, faster: the template and sandbox of transformers without what it does around them.
+"""Rendering parts of one conversation many times, faster: transformers' template and sandbox without what it does around them.
 
 transformers copies all messages before every rendering, and jinja's sandbox looks a dictionary's key up as an attribute first. Here
 the messages are looked at once, and the sandbox goes to the key at once where there is no such attribute. What cannot be shown to
