@@ -53,7 +53,9 @@ def test_damaged_shards_are_found_and_made_again(place: Any, monkeypatch: pytest
 
 
 CHILD = """
-import sys, conftest, time
+import sys, time
+sys.path.insert(0, sys.argv[4])  # before the directory that this was started in
+import conftest
 from pathlib import Path
 from surogate_pipeline_packed import tokenise
 if __name__ == "__main__":
@@ -72,8 +74,8 @@ if __name__ == "__main__":
 
 
 def child(place: Any, stop: int = 0) -> subprocess.Popen[str]:
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", CHILD, str(place.directory), str(place.tokenizer), str(stop)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", CHILD, str(place.directory), str(place.tokenizer), str(stop), str(Path(__file__).parent)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 

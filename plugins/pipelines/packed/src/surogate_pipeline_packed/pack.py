@@ -31,13 +31,14 @@ def pack(lengths: Ints, room: int, seed: int, packing: bool = True) -> Rows:
     if not packing:
         return Rows(np.arange(len(lengths)), np.arange(len(lengths) + 1))
     shuffled = np.random.default_rng([seed, 0]).permutation(len(lengths))
-    rows: list[list[int]] = []
+    orders, counts = [], [np.zeros(1, dtype=np.int64)]  # of each window, as arrays: lists of numbers take ten times the room
     for at in range(0, len(shuffled), WINDOW):
         window = shuffled[at : at + WINDOW]
         window = window[np.argsort(-lengths[window], kind="stable")]
-        rows += _best_fit(window.tolist(), lengths[window].tolist(), room)
-    starts = np.concatenate([[0], np.cumsum([len(row) for row in rows], dtype=np.int64)])
-    return Rows(np.array([piece for row in rows for piece in row], dtype=np.int64), starts)
+        rows = _best_fit(window.tolist(), lengths[window].tolist(), room)
+        orders.append(np.array([piece for row in rows for piece in row], dtype=np.int64))
+        counts.append(np.array([len(row) for row in rows], dtype=np.int64))
+    return Rows(np.concatenate(orders), np.cumsum(np.concatenate(counts)))
 
 
 def _best_fit(pieces: list[int], lengths: list[int], room: int) -> list[list[int]]:
