@@ -121,13 +121,8 @@ def test_what_is_allowed_gives_the_same() -> None:
 
     text = (
         "{% set ns = namespace(a=1, f='{}'.format) %}{% for m in messages %}{{ m.content.strip().split(' ') }}"
-<<<<<<< HEAD
-        "{{ m.items() | list }}{{ m.missing is defined }}{{ m.missing }}{{ loop.index0 }}{{ loop.last }}{{ ns.a }}"
-        "{{ '{} {}'.format(1, m.content) }}"
-=======
         "{{ m.items() | list }}{{ m.missing is defined }}{{ m.missing }}"
         "{{ loop.index0 }}{{ loop.last }}{{ ns.a }}{{ '{} {}'.format(1, m.content) }}"
->>>>>>> shards
         "{{ ns.f(m.content) }}{% set ns.a = ns.a + 1 %}{{ m.content.replace('c', 'x', 1) }}{% endfor %}"
     )
     messages = [{"content": " c c "}, {"content": "d", "items": 3}, {"content": "e"}]
