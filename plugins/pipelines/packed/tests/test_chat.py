@@ -153,6 +153,13 @@ def test_a_marker_behind_the_marks_is_not_trained_when_it_is_the_next_messages(l
         text = trained_text(tokenizer, sample)
         assert "<|im_start|>" not in text
         assert text.replace("<|im_end|>\n", "") == "xy"
+    # the user's messages start with a marker of their own, not with that of the generation prompt
+    roles = "{% if m.role == 'user' %}<|box_start|>{{ m.content }}{% else %}<|im_start|>{% generation %}{{ m.content }}<|im_end|>"
+    tokenizer.chat_template = (
+        f"{{% for m in messages %}}{roles}{{% endgeneration %}}{{% endif %}}{{% endfor %}}"
+        "{% if add_generation_prompt %}<|im_start|>{% endif %}"
+    )
+    assert trained_text(tokenizer, renderer(tokenizer)(TALK)) == "x<|im_end|>y<|im_end|>"
 
 
 def test_template_that_changes_history(load) -> None:

@@ -69,8 +69,9 @@ def test_renders_what_is_documented(tokenizer: Any, name: str) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["Sure: ", '{{ "a" }}\n{% x %}\\', "é\n"])
-def test_response_prefix_ends_the_generation_prompt_and_changes_nothing_else(tokenizer: Any, prefix: str) -> None:
-    for template in ("chatml", "phi3"):
+def test_response_prefix_ends_the_generation_prompt_and_changes_nothing_else(tokenizer: Any, tmp_path: Path, prefix: str) -> None:
+    (tmp_path / "own.jinja").write_text("{{ messages | length }}\n\n")  # Jinja drops the last line break
+    for template in ("chatml", "phi3", str(tmp_path / "own.jinja")):
         apply_template(template, tokenizer)
         plain = [tokenizer.apply_chat_template(TALK, tokenize=False, add_generation_prompt=prompt) for prompt in (False, True)]
         for _ in range(2):  # a second time adds nothing
