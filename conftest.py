@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,9 @@ ROOT = Path(__file__).resolve().parent
 
 for name, value in {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "DO_NOT_TRACK": "1", "WANDB_MODE": "offline"}.items():
     os.environ.setdefault(name, value)
+if "SUROGATE_CACHE" not in os.environ:  # worker processes share the first one's
+    os.environ["SUROGATE_CACHE"] = tempfile.mkdtemp(prefix="surogate-cache-")
+    atexit.register(shutil.rmtree, os.environ["SUROGATE_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
