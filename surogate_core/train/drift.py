@@ -25,6 +25,7 @@ CANNOT_CHANGE_THE_RESULT = {
     "eval_steps",
     "eval_seed",
     "validation_datasets",
+    "cache_dir",
     "dataloader_num_workers",
     "report_to",
     "trust_remote_code",

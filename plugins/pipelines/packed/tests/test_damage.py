@@ -83,7 +83,7 @@ def run(tiny: Path):
 
 def write_lines(path: Path) -> Path:
     content = b"\xef\xbb\xbf" + b"\n".join(encoded(row) for _, row, _ in LINES)
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    path.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
     return path
 
 
@@ -147,7 +147,7 @@ def test_an_array_gives_the_same_ledger_as_lines(run, tmp_path: Path) -> None:
     rows = [row for name, row, _ in LINES if name not in ("torn line", "nested deeply")]
     (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + b"\n".join(map(encoded, rows)))
     (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf[\n" + b" ,\n".join(map(encoded, rows)) + b"\n]\n")
-    (tmp_path / "a.json.gz").write_bytes(gzip.compress((tmp_path / "a.json").read_bytes()))
+    (tmp_path / "a.json.gz").write_bytes(gzip.compress((tmp_path / "a.json").read_bytes(), mtime=0))
     lines = run(tmp_path / "a.jsonl")
     for name in ("a.json", "a.json.gz"):
         array = run(tmp_path / name)
@@ -171,7 +171,7 @@ TABLE = (
 
 
 def test_damage_in_a_table(run, tmp_path: Path) -> None:
-    for name, content in (("t.csv", TABLE), ("t.csv.gz", gzip.compress(TABLE))):
+    for name, content in (("t.csv", TABLE), ("t.csv.gz", gzip.compress(TABLE, mtime=0))):
         (tmp_path / name).write_bytes(content)
         ledger = run(tmp_path / name, "instruction").ledger
         assert [(bad.source, bad.reason) for bad in ledger.bad] == [
@@ -198,9 +198,9 @@ def test_damage_in_a_table(run, tmp_path: Path) -> None:
         ("a.json", b'[{"a": 1}] x', "not JSON: there is more after the array", "a.json, element 1"),
         ("a.json", b"[" * 100_000, "not JSON: nested too deeply", "a.json, element 1"),
         ("a.json", b'{\n "data": []\n}', "one JSON object over several lines", "a.json"),
-        ("a.jsonl", gzip.compress(b"{}"), "compressed with gzip, and its name does not say so", "a.jsonl"),
+        ("a.jsonl", gzip.compress(b"{}", mtime=0), "compressed with gzip, and its name does not say so", "a.jsonl"),
         ("a.jsonl.gz", b"{}", "gzip file is damaged: Not a gzipped file", "a.jsonl.gz"),
-        ("a.jsonl.gz", gzip.compress(b"{}\n" * 1000)[:-9], "gzip file is damaged: Compressed file ended", "a.jsonl.gz"),
+        ("a.jsonl.gz", gzip.compress(b"{}\n" * 1000, mtime=0)[:-9], "gzip file is damaged: Compressed file ended", "a.jsonl.gz"),
         ("a.jsonl", "{}".encode("utf-16"), "the file is UTF-16", "a.jsonl"),
         ("a.csv", "a,b\n".encode("utf-16"), "the file is UTF-16", "a.csv"),
         ("a.csv", b"a,b,a\n1,2,3\n", 'two columns "a"', "a.csv, line 1"),

@@ -72,7 +72,6 @@ FORMAT = {
         ({"sequence_len": 128}, "sequence_len"),
         ({"samples": 50}, "samples"),
         ({"split": "test"}, "split"),
-        ({"subset": "main"}, "subset"),
         ({"system_prompt_type": "fixed", "system_prompt": "Hm."}, "system_prompt"),
         *(({name: value, "system_prompt": "S"}, name) for name, value in FORMAT.items()),
     ],
@@ -88,6 +87,15 @@ def test_each_option_that_changes_tokens_makes_another_key(place: Any, change: d
     place.same(made, place.prepare(cached=False, **change))
     place.prepare()
     assert "cache hit" in place.said
+
+
+def test_the_content_of_a_file_of_weights_is_a_part_of_the_key(tmp_path: Path) -> None:
+    weights = tmp_path / "w.json"
+    found = []
+    for text in ('{"a": 2}', '{"a": 3}'):
+        weights.write_text(text)
+        found += [keys.plain(str(weights)), keys.plain(f"last_round+{weights}")]
+    assert len(set(found)) == 4
 
 
 def test_every_option_is_a_part_of_the_key_or_comes_after_encoding() -> None:

@@ -115,9 +115,11 @@ def parts_of(fixed: Fixed, offer: Offer, options: DatasetOptions, tokenizer: Any
 
 
 def plain(value: Any) -> str:
-    """A value of an option as text: itself where it is short, with the content of the file that it names."""
+    """A value of an option as text: itself where it is short, with the content of the files that it names; names can be joined
+    with ``+``, as in ``loss_scale``."""
     text = json.dumps(value, sort_keys=True, default=str)
-    for word in value if isinstance(value, list | tuple) else [value]:
+    words = [value, *value.split("+")] if isinstance(value, str) else value if isinstance(value, list | tuple) else []
+    for word in words:
         path = Path(word).expanduser() if isinstance(word, str) and 0 < len(word) < 1024 and "\0" not in word else None
         if path is not None and path.is_file():
             text += digest(path.read_bytes())
