@@ -13,8 +13,11 @@ from surogate_core.cli.run import PASS_KEYS, config_arguments, overrides
 
 @click.command(context_settings=PASS_KEYS)
 @config_arguments
+@click.option("--preview", type=click.IntRange(1), metavar="N", help="Show what is trained in N samples, here and as --html.")
+@click.option("--html", type=click.Path(path_type=Path), default="preview.html", show_default=True, help="The page of --preview.")
+@click.option("--dump", type=click.Path(path_type=Path), metavar="FILE", help="Write all samples as JSON lines, to be checked.")
 @click.option("--quiet", is_flag=True, help="Print problems only.")
-def tokenize(config: Path, words: tuple[str, ...], quiet: bool) -> None:
+def tokenize(config: Path, words: tuple[str, ...], preview: int | None, html: Path, dump: Path | None, quiet: bool) -> None:
     """Tokenise the data of CONFIG into the cache, where a run finds them, and show what became of them.
 
     Of `model` only the tokenizer is needed.
@@ -23,6 +26,7 @@ def tokenize(config: Path, words: tuple[str, ...], quiet: bool) -> None:
     from surogate_core.contracts import Context, PipelineContext
     from surogate_core.errors import ConfigError
     from surogate_core.host import load_host
+    from surogate_pipeline_packed import preview as look
     from surogate_pipeline_packed.pipeline import build
     from surogate_pipeline_packed.plugin import Options
     from surogate_pipeline_packed.summary import lines
@@ -36,7 +40,18 @@ def tokenize(config: Path, words: tuple[str, ...], quiet: bool) -> None:
     model = host.offer("models", core.model_backend)
     source = model.load()(loaded.of(model.options) if model.options else None, Context(config=core))
     pipeline = build(loaded.of(Options), PipelineContext(config=core, format=functools.partial(host.offer, "datasets")))
-    data = pipeline.prepare(source.tokenizer(), functools.partial(output.note, quiet=quiet), live=not quiet)
+    tokenizer = source.tokenizer()
+    data = pipeline.prepare(tokenizer, functools.partial(output.note, quiet=quiet), live=not quiet)
+    if dump is not None:
+        count = look.dump(look.pieces(data), tokenizer, dump)
+        output.note(f"{dump}: {count:,} samples", quiet=quiet)
+    if preview is not None:
+        found = look.some(data, preview)
+        for piece in found:
+            for line in look.terminal(piece, tokenizer, output.colour()):
+                click.echo(line)
+        html.write_text(look.page(found, tokenizer), encoding="utf-8")
+        output.note(f"the same as a page: {html}", quiet=quiet)
     if not quiet:
         for line in lines(data):
             click.echo(line)
