@@ -23,7 +23,7 @@ def test_explain_shows_value_origin_owner_and_documentation(host: Host, monkeypa
     (row,) = rows(host, config, "fp8_window")  # not in force, still explained
     assert (row.value, row.origin) == ("4", "mapping")
     assert [row.key for row in rows(host, config, "messages_field")] == ["datasets.0.messages_field"]
-    assert len(rows(host, config, "datasets.0")) == 9
+    assert len(rows(host, config, "datasets.0")) == 10
     assert len({row.key for row in rows(host, config)}) == len(rows(host, config))
 
 

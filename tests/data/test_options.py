@@ -43,14 +43,14 @@ def prepared(real: SimpleNamespace, tmp_path: Path) -> Any:
         own = {"template": "chatml", "validation_split_ratio": 0.0, **own}
         tokenizer = real.tokenizer("minimind")
         data = Packed(core, Options(**own), lambda name: HOST.offer("datasets", name)).prepare(tokenizer, lambda line: None)
-        return SimpleNamespace(data=data, tokenizer=tokenizer, text=tokenizer.decode(data.prepared.train.tokens))
+        return SimpleNamespace(data=data, tokenizer=tokenizer, text=tokenizer.decode(np.asarray(data.prepared.train.tokens)))
 
     return prepared
 
 
 def trained(found: Any) -> str:
     corpus = found.data.prepared.train
-    return found.tokenizer.decode(corpus.tokens[np.asarray(corpus.weights) > 0])
+    return found.tokenizer.decode(np.asarray(corpus.tokens)[np.asarray(corpus.weights) > 0])
 
 
 def test_use_chat_template(prepared) -> None:
