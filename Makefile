@@ -29,7 +29,7 @@ lint: setup
 	$(BIN)/mypy $(PACKAGES)
 
 bench: $(VENV)-bench/installed
-	$(OFFLINE) OMP_WAIT_POLICY=passive $(VENV)-bench/bin/python bench/cpu.py
+	$(OFFLINE) $(VENV)-bench/bin/python bench/cpu.py
 
 $(VENV)-bench/installed: $(VENV)/installed $(wildcard bench/requirements*.txt)
 	test -x $(VENV)-bench/bin/python || $(PYTHON) -m venv $(VENV)-bench
