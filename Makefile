@@ -19,7 +19,7 @@ quickstart: setup
 	$(OFFLINE) $(BIN)/python examples/quickstart/quickstart.py
 
 test: setup
-	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -n 2 --dist loadgroup
 
 prove: setup
 	$(OFFLINE) SUROGATE_PROVE=1 $(BIN)/python -m pytest -v -m prove
