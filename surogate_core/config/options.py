@@ -46,6 +46,7 @@ class CoreOptions:
     run_name: str | None = field(default=None, metadata=doc("Name of the run. Unset: the model's name and the time of the start."))
     output_dir: str = field(default="output", metadata=doc("Directory for metrics, configuration and checkpoints."))
     checkpoint_dir: str | None = field(default=None, metadata=doc("Directory for checkpoints. Unset: `output_dir`."))
+    checkpoint_store: str = field(default="local", metadata=doc("What keeps the checkpoints."))
     resume_from_checkpoint: bool = field(
         default=True, metadata=doc("Continue from the newest complete checkpoint, if there is one.")
     )
