@@ -92,6 +92,13 @@ class CoreOptions:
     final_lr_fraction: float = field(
         default=0.0, validator=between(0, 1), metadata=doc("Final learning rate as a fraction of the base rate.")
     )
+    master_dtype: Literal["fp32", "bf16"] | None = field(
+        default=None,
+        metadata=doc(
+            "`fp32` keeps float32 masters of bfloat16 weights, 2 more bytes a value; without them updates are rounded "
+            "stochastically. An adapter's masters are its own (`lora_dtype`)."
+        ),
+    )
     weight_decay: float = field(default=0.1, validator=ge(0), metadata=doc("Decoupled weight decay; not on norms and biases."))
     max_grad_norm: float = field(default=0.0, validator=ge(0), metadata=doc("Clip the gradient's norm to this; 0 is off."))
     adamw_beta1: float = field(default=0.9, validator=between(0, 0.999999), metadata=doc("Decay of AdamW's first moment."))
