@@ -138,10 +138,10 @@ def test_a_recipe_the_device_lacks_names_the_nearest_and_the_emulation(
 ) -> None:
     monkeypatch.setattr("surogate_core.testing.build_picky", build_picky, raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     build = "surogate_core.testing:build_picky"
-    others = [third(build, "sm_89+", "older"), third(build, "sm_100+", "theirs")]
-    with pytest.raises(PlanError, match=r"theirs needs sm_100\+, this machine has a GPU of compute capability 8\.9") as caught:
+    others = [third(build, "sm_90+", "older"), third(build, "sm_100+", "theirs")]
+    with pytest.raises(PlanError, match=r"theirs needs sm_100\+, this machine has a GPU of compute capability 9\.0") as caught:
         plan(model, tmp_path, *others, recipe="theirs", recipe_backend=backend)
     assert 'recipe = "older", which runs here' in caught.value.problems[0].how
     assert 'recipe_backend = "emulated"' in caught.value.problems[0].how
