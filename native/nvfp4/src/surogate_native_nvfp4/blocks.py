@@ -65,6 +65,10 @@ def unpack(packed: Tensor, scales: Tensor, decode: Tensor) -> Blocks:
     return Blocks(values.unflatten(0, (-1, BLOCK)), scales.to(torch.float32).t().contiguous(), decode)
 
 
+# Below, constants are divided by or into as tensors: for a Python number torch multiplies by a reciprocal (a number over a tensor
+# everywhere, a tensor over a number on a GPU), which rounds twice.
+
+
 def columns_first(x: Tensor, block: int = BLOCK) -> Tensor:
     """Matrix (rows, columns) of any float dtype as float32 (columns / block, block, rows), columns padded with zeros: every operation
     then runs along rows, which lie together. No copy where the matrix is the transpose of such a tensor."""
@@ -77,7 +81,7 @@ def columns_first(x: Tensor, block: int = BLOCK) -> Tensor:
 def encode_scale(amax: Tensor, limit: float, top: float) -> tuple[Tensor, Tensor]:
     """(encode, decode) scale of a matrix, float32 scalars: ``limit * top / amax``, at most FLT_MAX, 1 for a matrix of zeros, and its
     reciprocal. An amax that is not finite gives NaN as the decode scale, so that it shows in every product."""
-    encode = (limit * top / amax).clamp_max(FLOAT_MAX)
+    encode = torch.full_like(amax, limit * top).div_(amax).clamp_max_(FLOAT_MAX)
     encode = torch.where((amax == 0) | (encode == 0), torch.ones_like(encode), encode)
     return encode, torch.where(amax.isfinite(), encode.reciprocal(), torch.full_like(encode, float("nan")))
 
@@ -117,7 +121,7 @@ def quantise(
         factors = _factors(scales, decode)
     else:
         encode, decode = encode_scale(amax, limit, 256.0)
-        raw = block / limit * encode
+        raw = block / torch.full_like(amax, limit) * encode
         scales, factors, grid = _choose(cells, raw, decode, four_over_six, square)
         if bits is None:
             return Blocks(grid, scales, decode)

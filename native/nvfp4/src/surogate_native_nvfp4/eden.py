@@ -25,9 +25,10 @@ def quantise_eden(x: Tensor, bits: Tensor | None, *, group: int = 128, amax: Ten
     cells = columns_first(x, group).unflatten(1, (-1, BLOCK)).flatten(0, 1)  # (columns / 16, 16, rows)
     if amax is None:
         amax = _amax(cells) if cells.numel() else cells.new_zeros(())
-    decode = torch.where(amax == 0, torch.ones_like(amax), amax / TOP / LIMIT)
+    top, limit = torch.full_like(amax, TOP), torch.full_like(amax, LIMIT)
+    decode = torch.where(amax == 0, torch.ones_like(amax), amax / top / limit)
     decode = torch.where(amax.isfinite(), decode, torch.full_like(decode, float("nan")))
-    scales = formats.e4m3(cells.abs().amax(1) / LIMIT / decode)
+    scales = formats.e4m3(cells.abs().amax(1) / limit / decode)
     scales = torch.where(scales == 0, torch.ones_like(scales), scales)
     scaled = cells / (scales * decode).clamp(max=FLOAT_MAX)[:, None]
     grid = formats.e2m1(scaled)
