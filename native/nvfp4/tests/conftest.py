@@ -30,8 +30,8 @@ def e2m1_codes(x: Array) -> Array:
 
 
 def quantise(x: Array, square: bool = False, metric: str | None = None) -> tuple[Array, Array, np.float32]:
-    """(packed bytes (rows, columns / 2), scale codes (rows, columns / 16), decode scale) of float32 (rows, columns), sizes divisible
-    by 16; each operation in float32 and in the order of Transformer Engine and of the paper on four over six."""
+    """(packed bytes (rows, columns / 2), scale codes (rows, columns / 16), decode scale) of float32 (rows, columns), sizes
+    divisible by 16; each operation in float32 and in the order of Transformer Engine and of the paper on four over six."""
     f = np.float32
     rows, columns = x.shape
     amax = f(np.abs(x).max())

@@ -1,7 +1,7 @@
 """NVFP4: E2M1 values with an E4M3 scale for each block of 16 and one float32 scale for the matrix.
 
-A value is q * s * S, with q in E2M1, s the E4M3 scale of its block and S the matrix's decode scale. Sources of the arithmetic and of its
-order: Transformer Engine (NVFP4 reference quantiser), "Four Over Six" (arXiv 2512.02010).
+A value is q * s * S, with q in E2M1, s the E4M3 scale of its block and S the matrix's decode scale. Sources of the arithmetic and
+of its order: Transformer Engine (NVFP4 reference quantiser), "Four Over Six" (arXiv 2512.02010).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Blocks:
     """A quantised matrix of ``rows`` x ``columns`` (padded with zeros to whole blocks), held column by column.
 
     grid    float32 (columns / 16, 16, rows): E2M1 values
-    scales  float32 (columns / 16, rows): E4M3 values, one for each block of 16 columns in a row; of 16 x 16 blocks every row has a copy
+    scales  float32 (columns / 16, rows): E4M3 values, one for 16 columns of a row; of a 16 x 16 block each row has a copy
     decode  float32 scalar: the matrix's decode scale S; NaN when the matrix has a value that is not finite
     """
 
@@ -39,7 +39,7 @@ class Blocks:
         return self.grid.shape[2], self.grid.shape[0] * self.grid.shape[1]
 
     def scaled(self) -> Tensor:
-        """q * s, (rows, columns) float32 with columns outermost in memory. Exact, and exact in bfloat16: at most 6 significant bits."""
+        """q * s, (rows, columns) float32, columns outermost in memory. Exact, in bfloat16 too: at most 6 significant bits."""
         return (self.grid * self.scales[:, None]).flatten(0, 1).t()
 
     def dequantised(self) -> Tensor:
@@ -70,8 +70,8 @@ def unpack(packed: Tensor, scales: Tensor, decode: Tensor) -> Blocks:
 
 
 def columns_first(x: Tensor, block: int = BLOCK) -> Tensor:
-    """Matrix (rows, columns) of any float dtype as float32 (columns / block, block, rows), columns padded with zeros: every operation
-    then runs along rows, which lie together. No copy where the matrix is the transpose of such a tensor."""
+    """Matrix (rows, columns) of any float dtype as float32 (columns / block, block, rows), columns padded with zeros: every
+    operation then runs along rows, which lie together. No copy where the matrix is the transpose of such a tensor."""
     wide = x.t().to(torch.float32, memory_format=torch.contiguous_format)
     if lacking := -wide.shape[0] % block:
         wide = F.pad(wide, (0, 0, 0, lacking))
@@ -79,8 +79,8 @@ def columns_first(x: Tensor, block: int = BLOCK) -> Tensor:
 
 
 def encode_scale(amax: Tensor, limit: float, top: float) -> tuple[Tensor, Tensor]:
-    """(encode, decode) scale of a matrix, float32 scalars: ``limit * top / amax``, at most FLT_MAX, 1 for a matrix of zeros, and its
-    reciprocal. An amax that is not finite gives NaN as the decode scale, so that it shows in every product."""
+    """(encode, decode) scale of a matrix, float32 scalars: ``limit * top / amax``, at most FLT_MAX, 1 for a matrix of zeros, and
+    its reciprocal. An amax that is not finite gives NaN as the decode scale, so that it shows in every product."""
     encode = torch.full_like(amax, limit * top).div_(amax).clamp_max_(FLOAT_MAX)
     encode = torch.where((amax == 0) | (encode == 0), torch.ones_like(encode), encode)
     return encode, torch.where(amax.isfinite(), encode.reciprocal(), torch.full_like(encode, float("nan")))

@@ -1,5 +1,5 @@
-"""Random bits that are a pure function of a key and a counter: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2,
-3", 2011), the generator of CUDA's curand. The same on every device, and continued exactly from a saved counter."""
+"""Random bits that are a pure function of a key and a counter: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as
+1, 2, 3", 2011), the generator of CUDA's curand. The same on every device, and continued exactly from a saved counter."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def philox(counter: tuple[Tensor, ...], key: tuple[int, int]) -> tuple[Tensor, .
 
 
 def words(count: int, key: tuple[int, int], stream: int, step: Tensor) -> Tensor:
-    """``count`` words of 32 random bits, int64: those of the counters (0, stream, step), (1, stream, step), ... in order. ``step`` is
-    an int64 scalar on the device that the words are wanted on; it is not read."""
+    """``count`` words of 32 random bits, int64: those of the counters (0, stream, step), (1, stream, step), ... in order.
+    ``step`` is an int64 scalar on the device that the words are wanted on; it is not read."""
     found = torch.empty(-(-count // 4), 4, dtype=torch.int64, device=step.device)
     low, high = step & WORD, step.bitwise_right_shift(32) & WORD
     second = torch.full_like(step, stream)
@@ -40,7 +40,8 @@ def words(count: int, key: tuple[int, int], stream: int, step: Tensor) -> Tensor
 
 
 def bits16(shape: tuple[int, int], key: tuple[int, int], stream: int, step: Tensor) -> Tensor:
-    """Integers in [0, 65536) for a matrix (rows, columns), int32: the halves of :func:`words`, the low one first, column by column."""
+    """Integers in [0, 65536) for a matrix (rows, columns), int32: the halves of :func:`words`, the low one first, column by
+    column."""
     rows, columns = shape
     drawn = words(-(-rows * columns // 2), key, stream, step)
     halves = torch.stack((drawn & 0xFFFF, drawn >> 16), dim=1).to(torch.int32)

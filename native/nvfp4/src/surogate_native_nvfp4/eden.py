@@ -1,5 +1,5 @@
-"""MS-EDEN, the unbiased quantiser of Quartet II (arXiv 2601.22813): values are rounded to nearest, and the bias of that is taken out
-by a factor for each rotated group, which is rounded stochastically into the block scales."""
+"""MS-EDEN, the unbiased quantiser of Quartet II (arXiv 2601.22813): values are rounded to nearest, and the bias of that is taken
+out by a factor for each rotated group, which is rounded stochastically into the block scales."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """E2M1 and E4M3: values, rounding, bytes.
 
-E2M1 has a sign, two bits of exponent and one of mantissa: 0, .5, 1, 1.5, 2, 3, 4, 6 and their negatives; no infinity, no NaN. The code
-is sign << 3 | index. E4M3 here is the finite variant with the largest value 448 (OCP "FN").
+E2M1 has a sign, two bits of exponent and one of mantissa: 0, .5, 1, 1.5, 2, 3, 4, 6 and their negatives; no infinity, no NaN. The
+code is sign << 3 | index. E4M3 here is the finite variant with the largest value 448 (OCP "FN").
 
-Both stochastic roundings take 16 random bits k in [0, 65536) for each value and round up when the fraction above the lower neighbour
-plus (k + 1/2) / 65536 reaches 1: a representable value never moves, and the mean is the value to 2**-17 of a step.
+Both stochastic roundings take 16 random bits k in [0, 65536) for each value and round up when the fraction above the lower
+neighbour plus (k + 1/2) / 65536 reaches 1: a representable value never moves, and the mean is the value to 2**-17 of a step.
 """
 
 from __future__ import annotations
@@ -82,9 +82,9 @@ def unpack(packed: Tensor) -> Tensor:
 
 
 def swizzle(scales: Tensor) -> Tensor:
-    """Block scales (rows, blocks of the contracted dimension), one byte each, in the order that Blackwell's matrix units read: atoms
-    of 128 rows x 4 blocks, 512 bytes, the blocks' dimension fastest. Rows are padded to 128 and blocks to 4 with zeros. Returns a
-    flat tensor of the same dtype.
+    """Block scales (rows, blocks of the contracted dimension), one byte each, in the order that Blackwell's matrix units read:
+    atoms of 128 rows x 4 blocks, 512 bytes, the blocks' dimension fastest. Rows are padded to 128 and blocks to 4 with zeros.
+    Returns a flat tensor of the same dtype.
 
     CUTLASS ``Sm1xxBlockScaledConfig<16>``, cuBLASLt, cuDNN ``F8_128x4`` and torch ``SWIZZLE_32_4_4`` use this layout: scale (r, c)
     is at ``((r // 128) * ceil(blocks / 4) + c // 4) * 512 + (r % 32) * 16 + ((r % 128) // 32) * 4 + c % 4``.

@@ -21,8 +21,8 @@ def signs_of(device: torch.device) -> Tensor:
 
 
 def rotate(x: Tensor, signs: Tensor) -> Tensor:
-    """x · diag(signs) · H / sqrt(n) on each n = len(signs) columns of a matrix (rows, columns): float32 (rows, columns), the columns
-    padded with zeros to whole groups and outermost in memory. H is Sylvester's Hadamard matrix, n a power of two.
+    """x · diag(signs) · H / sqrt(n) on each n = len(signs) columns of a matrix (rows, columns): float32 (rows, columns), the
+    columns padded with zeros to whole groups and outermost in memory. H is Sylvester's Hadamard matrix, n a power of two.
 
     The sums are butterflies (neighbours 1, 2, 4, ... apart) in float32, then one multiplication: on every device the same bits.
     """

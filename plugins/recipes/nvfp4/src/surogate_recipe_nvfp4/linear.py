@@ -13,6 +13,7 @@ quantised from the values themselves, never from another quantised copy. Sizes t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -21,11 +22,11 @@ from surogate_native_nvfp4 import BLOCK, product, quantise, rotate
 from surogate_native_nvfp4.blocks import Metric
 from surogate_native_nvfp4.product import multiply
 from surogate_native_nvfp4.rotation import signs_of
-from torch import Tensor
+from torch import Tensor, nn
 
 from surogate_core.contracts import Context, Site
 from surogate_recipe_nvfp4.plugin import Options
-from surogate_recipe_nvfp4.slot import Quantised, Slot, add_bias, bias_gradient
+from surogate_recipe_nvfp4.slot import Quantised, Slot, add_bias, bias_gradient, forget
 
 DGRAD, WGRAD = 0, 1
 """Streams of random bits of one backward pass."""
@@ -103,6 +104,9 @@ class Nvfp4:
     def weight(self, weight: Tensor) -> Quantised:
         blocks = quantise(weight.detach(), square=True, four_over_six=self.rules.four_over_six)
         return blocks.scaled().to(torch.bfloat16), blocks.decode
+
+    def stepped(self, computes: Mapping[str, nn.Module]) -> None:
+        forget(computes)
 
 
 def build(options: Options, context: Context) -> Nvfp4:

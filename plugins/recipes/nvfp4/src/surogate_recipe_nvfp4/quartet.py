@@ -12,18 +12,19 @@ does not divide are padded with zeros.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from attrs import frozen
 from surogate_native_nvfp4 import BLOCK, Blocks, product, quantise, quantise_eden, rotate
 from surogate_native_nvfp4.product import multiply
-from torch import Tensor
+from torch import Tensor, nn
 
 from surogate_core.contracts import Context, Site
 from surogate_recipe_nvfp4.linear import Rules
 from surogate_recipe_nvfp4.plugin import Options
-from surogate_recipe_nvfp4.slot import Quantised, Slot, add_bias, bias_gradient
+from surogate_recipe_nvfp4.slot import Quantised, Slot, add_bias, bias_gradient, forget
 
 GROUP = 128
 """Values that are rotated together."""
@@ -90,6 +91,9 @@ class Quartet:
     def weight(self, weight: Tensor) -> Quantised:
         blocks = quantise(weight.detach(), four_over_six=self.rules.four_over_six)
         return blocks.scaled().to(torch.bfloat16), blocks.decode
+
+    def stepped(self, computes: Mapping[str, nn.Module]) -> None:
+        forget(computes)
 
 
 def build(options: Options, context: Context) -> Quartet:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ class Slot(nn.Module):
         self.key = (seed & WORD, zlib.crc32(site.name.encode()))
         self.product, self.weights = product, weights
         self.kept: tuple[Any, Quantised] | None = None
+        self.trained = True
 
     @torch.compiler.disable
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -40,10 +41,10 @@ class Slot(nn.Module):
         return y.view(*x.shape[:-1], weight.shape[0])
 
     def weight(self, weight: Tensor) -> Quantised:
-        """The quantised weight. A frozen one is quantised once, and again only when it was written to or moved."""
-        if weight.requires_grad:
-            return self.weights(weight)
+        """The quantised weight, kept until it is written to, replaced or moved: a frozen one is quantised once, a trained one
+        once in an optimizer step (:func:`forget`)."""
         state = (weight.data_ptr(), weight._version, weight.dtype, weight.device)
+        self.trained = weight.requires_grad
         if self.kept is None or self.kept[0] != state:
             self.kept = (state, self.weights(weight))
         return self.kept[1]
@@ -60,6 +61,14 @@ class Slot(nn.Module):
 
     def signs(self, count: int, stream: int, now: Tensor) -> Tensor:
         return draws.signs(count, self.key, stream, now)
+
+
+def forget(computes: Mapping[str, nn.Module]) -> None:
+    """After an optimizer step: weights may have changed without a trace that :meth:`Slot.weight` sees; all but frozen ones are
+    quantised again."""
+    for module in computes.values():
+        if isinstance(module, Slot) and module.trained:
+            module.kept = None
 
 
 def add_bias(y: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
