@@ -207,7 +207,7 @@ def test_stochastic_rounding_is_unbiased_with_room_for_scales_that_were_rounded_
     def mean_error(count: int, limit: float, metric: Metric | None = None) -> float:
         total = torch.zeros(x.shape)
         for draw in range(count):
-            bits = draws.bits16((64, 256), (1, 2), 0, STEP + draw)
+            bits = draws.bits16(draws.words(64 * 128, (1, 2), STEP + draw), 64, 256)
             total += quantise(x, bits=bits, limit=limit, four_over_six=metric).dequantised()
         return float((total / count - x.float()).square().mean() / x.float().square().mean())
 

@@ -14,12 +14,17 @@ STEP = torch.zeros((), dtype=torch.int64)
 
 
 def drawn(x: Tensor, step: int, group: int = 128) -> Tensor:
-    return draws.bits16((x.shape[0], -(-x.shape[1] // group) * group // 16), KEY, 1, STEP + step)
+    rows, blocks = x.shape[0], -(-x.shape[1] // group) * group // 16
+    return draws.bits16(draws.words(rows * blocks // 2 + 1, KEY, STEP + step), rows, blocks)
+
+
+def signs_of(step: int) -> Tensor:
+    return draws.signs(draws.words(4, (7, 8), STEP + step))
 
 
 def test_effective_bits_of_normal_values() -> None:
     x = torch.randn(4096, 2048, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
-    rotated = rotate(x, draws.signs(128, KEY, 0, STEP))
+    rotated = rotate(x, signs_of(0))
     error = (quantise_eden(rotated, drawn(rotated, 0)).dequantised() - rotated).square().mean() / rotated.square().mean()
     assert float(error) == pytest.approx(9.7e-3, rel=0.01)
     assert -math.log2(float(error)) / 2 == pytest.approx(3.342, abs=0.003)
@@ -34,7 +39,7 @@ def test_unbiased_over_signs_and_scales() -> None:
     def mean_error(count: int, stochastic: bool) -> float:
         total = torch.zeros(x.shape)
         for step in range(count):
-            signs = draws.signs(128, KEY, 0, STEP + step)
+            signs = signs_of(step)
             found = quantise_eden(rotate(x, signs), drawn(x, step) if stochastic else None).dequantised()
             back = rotate(torch.eye(128), signs)  # rows of R: y R^T undoes y = x R
             total += (found.unflatten(1, (-1, 128)) @ back.t()).flatten(1)

@@ -27,7 +27,7 @@ def test_the_fixed_signs_and_rows() -> None:
 
 @pytest.mark.parametrize(("size", "columns"), [(16, 64), (16, 50), (128, 256), (128, 200)])
 def test_it_is_the_matrix_and_cancels_in_a_product(size: int, columns: int) -> None:
-    signs = draws.signs(size, (3, 4), 5, torch.zeros((), dtype=torch.int64))
+    signs = draws.signs(draws.words(4, (3, 4), torch.zeros((), dtype=torch.int64)))[:size]
     generator = torch.Generator().manual_seed(2)
     a, b = (torch.randn(rows, columns, generator=generator) for rows in (24, 40))
     matrix = (torch.diag(signs) @ sylvester(size)).double() * size**-0.5

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from attrs import frozen
-from surogate_native_nvfp4 import BLOCK, product, quantise, rotate
+from surogate_native_nvfp4 import BLOCK, draws, product, quantise, rotate
 from surogate_native_nvfp4.blocks import Metric
 from surogate_native_nvfp4.product import multiply
 from surogate_native_nvfp4.rotation import signs_of
@@ -27,9 +27,6 @@ from torch import Tensor, nn
 from surogate_core.contracts import Context, Site
 from surogate_recipe_nvfp4.plugin import Options
 from surogate_recipe_nvfp4.slot import Quantised, Slot, add_bias, bias_gradient, forget
-
-DGRAD, WGRAD = 0, 1
-"""Streams of random bits of one backward pass."""
 
 
 @frozen
@@ -64,25 +61,27 @@ class Product(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, values, decode, bias = ctx.saved_tensors
         slot, rules = ctx.slot, ctx.rules
-        now = slot.next_draw()
+        dgrad, wgrad = bits_of(slot, *dy.shape) if rules.stochastic else (None, None)
         dx = dw = None
         if ctx.needs_input_grad[0]:
-            bits = slot.bits(dy.shape[0], _padded(dy.shape[1]), DGRAD, now) if rules.stochastic else None
-            rows = quantise(dy, bits=bits)
+            rows = quantise(dy, bits=dgrad)
             dx = multiply(rows.scaled()[:, : dy.shape[1]], values.t(), rows.decode * decode)[:, : x.shape[1]].to(x.dtype)
         if ctx.needs_input_grad[1]:
             left, right = dy.t(), x.t()
             if rules.rotated:
                 signs = signs_of(dy.device)
                 left, right = rotate(left, signs), rotate(right, signs)
-            bits = slot.bits(dy.shape[1], _padded(dy.shape[0]), WGRAD, now) if rules.stochastic else None
-            columns = quantise(left, four_over_six=rules.four_over_six, bits=bits)
+            columns = quantise(left, four_over_six=rules.four_over_six, bits=wgrad)
             dw = product(columns, quantise(right, four_over_six=rules.four_over_six)).to(ctx.weight_dtype)
         return dx, dw, bias_gradient(dy, bias) if ctx.needs_input_grad[2] else None, None, None
 
 
-def _padded(size: int) -> int:
-    return -(-size // BLOCK) * BLOCK
+def bits_of(slot: Slot, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+    """Random bits of one backward pass for dy (rows, columns) and for its transpose, both padded to whole blocks."""
+    shapes = (rows, -(-columns // BLOCK) * BLOCK), (columns, -(-rows // BLOCK) * BLOCK)
+    words = slot.draw(*(height * width // 2 for height, width in shapes))
+    first, second = (draws.bits16(part, *shape) for part, shape in zip(words, shapes, strict=True))
+    return first, second
 
 
 @frozen

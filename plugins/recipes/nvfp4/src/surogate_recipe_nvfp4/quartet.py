@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from attrs import frozen
-from surogate_native_nvfp4 import BLOCK, Blocks, product, quantise, quantise_eden, rotate
+from surogate_native_nvfp4 import BLOCK, Blocks, draws, product, quantise, quantise_eden, rotate
 from surogate_native_nvfp4.product import multiply
 from torch import Tensor, nn
 
@@ -28,8 +28,6 @@ from surogate_recipe_nvfp4.slot import Quantised, Slot, add_bias, bias_gradient,
 
 GROUP = 128
 """Values that are rotated together."""
-DGRAD, WGRAD = 0, 3
-"""First of three streams of random bits for each of the two products: signs, bits of the left operand, of the right."""
 
 
 class Product(torch.autograd.Function):
@@ -47,29 +45,44 @@ class Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         rows, rows_decode, values, decode, bias = ctx.saved_tensors
-        now = ctx.slot.next_draw()
+        (m, n), k = dy.shape, values.shape[1]
+        dgrad, wgrad = drawn(ctx.slot, (m, k, n), (n, k, m))
         dx = dw = None
         if ctx.needs_input_grad[0]:
             weight = values.to(torch.float32) * decode
-            dx = _unbiased(dy, weight.t(), ctx.slot, ctx.rules, DGRAD, now)[:, : ctx.width].to(ctx.dtypes[0])
+            dx = unbiased(dy, weight.t(), ctx.rules, dgrad)[:, : ctx.width].to(ctx.dtypes[0])
         if ctx.needs_input_grad[1]:
             x = rows.to(torch.float32) * rows_decode
-            dw = _unbiased(dy.t(), x.t(), ctx.slot, ctx.rules, WGRAD, now)[:, : ctx.width].to(ctx.dtypes[1])
+            dw = unbiased(dy.t(), x.t(), ctx.rules, wgrad)[:, : ctx.width].to(ctx.dtypes[1])
         return dx, dw, bias_gradient(dy, bias) if ctx.needs_input_grad[2] else None, None, None
 
 
-def _unbiased(left: Tensor, right: Tensor, slot: Slot, rules: Rules, stream: int, now: Tensor) -> Tensor:
+@frozen(eq=False)
+class Drawn:
+    """What one product draws: signs (128,) of its rotation, bits for the scales of its left and right operand."""
+
+    signs: Tensor
+    left: Tensor
+    right: Tensor
+
+
+def drawn(slot: Slot, *products: tuple[int, int, int]) -> list[Drawn]:
+    """The draws of one backward pass, for products of (rows of the left operand, of the right, contracted size)."""
+    shapes = [(rows, -(-size // GROUP) * (GROUP // BLOCK)) for left, right, size in products for rows in (left, right)]
+    counts = [rows * blocks // 2 for rows, blocks in shapes]
+    words = slot.draw(*[GROUP // 32] * len(products), *counts)
+    bits = [draws.bits16(part, *shape) for part, shape in zip(words[len(products) :], shapes, strict=True)]
+    return [Drawn(draws.signs(words[at]), *bits[2 * at : 2 * at + 2]) for at in range(len(products))]
+
+
+def unbiased(left: Tensor, right: Tensor, rules: Rules, drawn: Drawn) -> Tensor:
     """left · right^T, both rotated alike and quantised by MS-EDEN."""
-    if rules.rotated:
-        signs = slot.signs(GROUP, stream, now)
-        left, right = rotate(left, signs), rotate(right, signs)
 
-    def eden(matrix: Tensor, own: int) -> Blocks:
-        groups = -(-matrix.shape[1] // GROUP)
-        bits = slot.bits(matrix.shape[0], groups * (GROUP // BLOCK), own, now) if rules.stochastic else None
-        return quantise_eden(matrix, bits, group=GROUP)
+    def eden(matrix: Tensor, bits: Tensor) -> Blocks:
+        rotated = rotate(matrix, drawn.signs) if rules.rotated else matrix
+        return quantise_eden(rotated, bits if rules.stochastic else None, group=GROUP)
 
-    return product(eden(left, stream + 1), eden(right, stream + 2))
+    return product(eden(left, drawn.left), eden(right, drawn.right))
 
 
 @frozen

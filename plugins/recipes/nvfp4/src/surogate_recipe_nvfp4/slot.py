@@ -49,18 +49,16 @@ class Slot(nn.Module):
             self.kept = (state, self.weights(weight))
         return self.kept[1]
 
-    def next_draw(self) -> Tensor:
-        """The counter of this backward pass, int64 scalar on the device."""
+    def draw(self, *counts: int) -> tuple[Tensor, ...]:
+        """Random words of this backward pass, as many for each part as asked for, each part from a counter of its own on."""
         now = self.draws.clone()
         self.draws += 1
-        return now
+        return draws.words(sum(map(_whole, counts)), self.key, now).split([_whole(count) for count in counts])
 
-    def bits(self, rows: int, columns: int, stream: int, now: Tensor) -> Tensor:
-        """16 random bits for each value of a matrix; each ``stream`` of a backward pass has its own."""
-        return draws.bits16((rows, columns), self.key, stream, now)
 
-    def signs(self, count: int, stream: int, now: Tensor) -> Tensor:
-        return draws.signs(count, self.key, stream, now)
+def _whole(count: int) -> int:
+    """Words are made four at a time."""
+    return -(-count // 4) * 4
 
 
 def forget(computes: Mapping[str, nn.Module]) -> None:
