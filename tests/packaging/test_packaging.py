@@ -32,6 +32,8 @@ KINDS = {
     "distributed": "distributed",
     "commands": "command",
 }
+NATIVE = sorted(ROOT.glob("native/*/pyproject.toml"))
+every_distribution = pytest.mark.parametrize("path", [*PLUGINS, *NATIVE], ids=lambda path: "/".join(path.parts[-3:-1]))
 every_plugin = pytest.mark.parametrize("path", PLUGINS, ids=lambda path: "/".join(path.parts[-3:-1]))
 
 
@@ -43,8 +45,8 @@ CORE = load(ROOT / "pyproject.toml")
 
 
 def names(path: Path) -> tuple[str, str]:
-    """(distribution, package) that the plugin's directory calls for."""
-    distribution = f"surogate-{KINDS[path.parts[-3]]}-{path.parts[-2].replace('_', '-')}"
+    """(distribution, package) that the directory of a plugin or of a kernel package calls for."""
+    distribution = f"surogate-{KINDS.get(path.parts[-3], 'native')}-{path.parts[-2].replace('_', '-')}"
     return distribution, distribution.replace("-", "_")
 
 
@@ -65,14 +67,14 @@ def test_there_are_plugins_of_every_kind_built_so_far() -> None:
     assert {path.parts[-3] for path in PLUGINS} <= KINDS.keys()
 
 
-@every_plugin
+@every_distribution
 def test_names_match_one_to_one(path: Path) -> None:
     distribution, package = names(path)
     project = load(path)
     assert project["project"]["name"] == distribution
     assert project["tool"]["flit"]["module"]["name"] == package
     assert [entry.name for entry in (path.parent / "src").iterdir()] == [package]
-    assert (path.parent / "src" / package / "plugin.py").is_file()
+    assert (path.parent / "src" / package / "plugin.py").is_file() == (path in PLUGINS)
 
 
 @every_plugin
@@ -83,20 +85,25 @@ def test_the_entry_point_is_named_like_the_distribution(path: Path) -> None:
     assert "scripts" not in project
 
 
-@every_plugin
+def test_kernel_packages_have_no_entry_point() -> None:
+    assert NATIVE
+    assert not [path for path in NATIVE if "entry-points" in load(path)["project"] or "scripts" in load(path)["project"]]
+
+
+@every_distribution
 def test_the_core_is_required_in_the_exact_version_that_no_index_serves(path: Path) -> None:
     project, version = load(path)["project"], CORE["project"]["version"]
     assert "+" in version, "a version without a local part can be on the public index"
     ours = [entry for entry in project["dependencies"] if entry.lower().startswith("surogate")]
     assert ours[0] == f"surogate == {version}"
-    assert set(ours[1:]) <= {f"{names(other)[0]} == {version}" for other in PLUGINS if other != path}
+    assert set(ours[1:]) <= {f"{names(other)[0]} == {version}" for other in [*PLUGINS, *NATIVE] if other != path}
     assert project["version"] == version
     package = path.parent / "src" / names(path)[1] / "__init__.py"
     declared = re.search(r'^__version__ = "(.+)"$', package.read_text(), re.MULTILINE)
     assert declared is None or declared[1] == version
 
 
-@every_plugin
+@every_distribution
 def test_no_extra_names_our_own_plugins_and_nothing_is_compiled(path: Path) -> None:
     project = load(path)
     assert "surogate" not in repr(project["project"].get("optional-dependencies", {}))
@@ -113,12 +120,12 @@ def test_the_readme_has_a_config(path: Path) -> None:
     assert "```toml" in (path.parent / "README.md").read_text()
 
 
-@every_plugin
+@every_distribution
 def test_there_are_tests(path: Path) -> None:
     assert list((path.parent / "tests").glob("test_*.py"))
 
 
-@every_plugin
+@every_distribution
 def test_licence_and_python_are_the_cores(path: Path) -> None:
     project = load(path)["project"]
     for key in ("license", "requires-python"):
@@ -127,7 +134,7 @@ def test_licence_and_python_are_the_cores(path: Path) -> None:
 
 def test_one_requirements_file_lists_everything() -> None:
     listed = re.findall(r"^-e (\S+)$", (ROOT / "requirements-dev.txt").read_text(), re.MULTILINE)
-    assert sorted(listed) == sorted([".", *(str(path.parent.relative_to(ROOT)) for path in PLUGINS)])
+    assert sorted(listed) == sorted([".", *(str(path.parent.relative_to(ROOT)) for path in [*PLUGINS, *NATIVE])])
 
 
 def test_torch_is_pinned_exactly() -> None:

@@ -16,9 +16,10 @@ from surogate_core import testing
 ROOT = Path(__file__).resolve().parents[2]
 PROJECTS = {
     project["name"]: project
-    for project in (tomllib.loads(path.read_text())["project"] for path in sorted(ROOT.glob("plugins/*/*/pyproject.toml")))
+    for tree in ("plugins/*/*", "native/*")
+    for project in (tomllib.loads(path.read_text())["project"] for path in sorted(ROOT.glob(f"{tree}/pyproject.toml")))
 }
-DISTRIBUTIONS = sorted(PROJECTS)
+DISTRIBUTIONS = sorted(name for name, project in PROJECTS.items() if "entry-points" in project)
 pytestmark = pytest.mark.xdist_group("wheels")
 
 
@@ -50,8 +51,9 @@ def job(directory: Path, **keys: str) -> Path:
 
 
 def ours_needed_by(distribution: str) -> list[str]:
-    """Plugins of this repository that a plugin depends on."""
-    return [name for name in PROJECTS if any(entry.startswith(f"{name} ") for entry in PROJECTS[distribution]["dependencies"])]
+    """Distributions of this repository that one depends on, and what these depend on."""
+    direct = [name for name in PROJECTS if any(entry.startswith(f"{name} ") for entry in PROJECTS[distribution]["dependencies"])]
+    return sorted({*direct, *(name for other in direct for name in ours_needed_by(other))})
 
 
 def test_wheels_hold_the_package_and_its_licence_only(wheels: Path) -> None:

@@ -57,7 +57,7 @@ def test_gradients_are_unbiased_and_straight_through() -> None:
     y = x' · W'^T at the rounded x' and W', where y is linear in each."""
     x, w, dy = operands(64, 32, 128)
     slot = make(128, 32)
-    xq, wq = (quantise(operand, four_over_six="mse").dequantised().double() for operand in (x, w))
+    xq, wq = (quantise(operand.detach(), four_over_six="mse").dequantised().double() for operand in (x, w))
     generator = torch.Generator().manual_seed(4)
     along = [torch.randn(operand.shape, generator=generator).double() for operand in (xq, wq)]
 

@@ -1,0 +1,65 @@
+"""Kernel bodies on the host: the same source, compiled as C++ with :file:`surogate_host.h` for grid, block and warp.
+
+Every thread of a block is a fiber; barriers and shuffles switch between them. It is exact and slow, and it finds a barrier that not
+all threads reach. It does not find races between threads, because the fibers of a block run one at a time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from surogate_core.errors import PluginError
+from surogate_native_kit import cache
+from surogate_native_kit.source import Source
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FLAGS = ("-std=c++17", "-O2", "-shared", "-fPIC", "-ffp-contract=off", "-Wall", "-Wno-unknown-pragmas", "-Werror")
+MOST_ARGUMENTS = 12
+ERRORS = {1: "a barrier that some threads of the block do not reach", 2: "threads that wait for each other", 3: "a block too large"}
+
+
+class HostProgram:
+    """A source compiled for the host. Raises PluginError where there is no C++ compiler, or with the compiler's messages."""
+
+    def __init__(self, source: Source):
+        compiler = os.environ.get("CXX", "g++")
+        if shutil.which(compiler) is None:
+            raise PluginError(
+                f"there is no C++ compiler {compiler!r}, which the kernels' host build needs",
+                how="install the system's package g++, or set CXX to another compiler",
+            )
+        name = f"{source.path.stem}-host-{source.digest(compiler, *FLAGS)}.so"
+        self._library = ctypes.CDLL(str(cache.built(name, lambda path: _compile(compiler, source, path))))
+
+    def function(self, name: str, result: type, *arguments: type) -> ctypes._CFuncPtr:  # type: ignore[name-defined]
+        """A plain ``extern "C"`` function of the source, such as a number-format primitive."""
+        found = getattr(self._library, name)
+        found.restype, found.argtypes = result, arguments
+        return found
+
+    def run(self, name: str, grid: tuple[int, int], block: int, *arguments: int | Tensor) -> None:
+        """The kernel ``name`` over a grid of blocks of ``block`` threads. Tensors are passed by address. Raises RuntimeError for a
+        kernel whose threads do not meet at its barriers."""
+        values = [argument if isinstance(argument, int) else argument.data_ptr() for argument in arguments]
+        if len(values) > MOST_ARGUMENTS:
+            raise TypeError(f"{name}: {len(values)} arguments, at most {MOST_ARGUMENTS}")
+        packed = (ctypes.c_int64 * MOST_ARGUMENTS)(*values)
+        entry = ctypes.cast(getattr(self._library, name), ctypes.c_void_p)
+        runner = self.function("surogate_run", ctypes.c_int, ctypes.c_void_p, *[ctypes.c_uint] * 3, ctypes.c_void_p)
+        if code := runner(entry, grid[0], grid[1], block, packed):
+            raise RuntimeError(f"{name}: {ERRORS[code]}")
+
+
+def _compile(compiler: str, source: Source, path: Path) -> None:
+    includes = [f"-I{place}" for place in source.directories]
+    command = [compiler, *FLAGS, *includes, "-x", "c++", str(source.path), "-o", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise PluginError(f"{source.path.name} does not compile as C++", where=str(source.path), how=done.stderr)

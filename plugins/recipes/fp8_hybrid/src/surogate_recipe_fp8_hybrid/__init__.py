@@ -1,0 +1,1 @@
+"""FP8 linear layers: E4M3 forward, E5M2 backward, delayed scaling."""
