@@ -49,4 +49,4 @@ def test_bits_and_signs_are_fair() -> None:
     assert abs(float(signs.mean())) < 5 / (128 * 64) ** 0.5
     assert [int(sign < 0) for sign in signs[32:64]] == [int(words[1]) >> place & 1 for place in range(32)]
     first, second = int(words[0]), int(words[1])
-    assert bits.t().flatten()[:4].tolist() == [first & 0xFFFF, first >> 16, second & 0xFFFF, second >> 16]
+    assert bits.flatten()[:4].tolist() == [first & 0xFFFF, first >> 16, second & 0xFFFF, second >> 16]

@@ -40,10 +40,10 @@ def words(count: int, key: tuple[int, int], step: Tensor) -> Tensor:
 
 
 def bits16(words: Tensor, rows: int, columns: int) -> Tensor:
-    """Integers in [0, 65536) for a matrix (rows, columns), int32: the halves of rows * columns / 2 words, the low one first, column
-    by column."""
+    """Integers in [0, 65536) for a matrix (rows, columns), int32: the halves of rows * columns / 2 words, the low one first, row by
+    row. A block of 16 values has two counters of its own where ``columns`` is divisible by 16."""
     halves = torch.stack((words & 0xFFFF, words >> 16), dim=1).to(torch.int32)
-    return halves.view(-1)[: rows * columns].view(columns, rows).t()
+    return halves.view(-1)[: rows * columns].view(rows, columns)
 
 
 def signs(words: Tensor) -> Tensor:
