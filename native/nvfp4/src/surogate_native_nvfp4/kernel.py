@@ -51,7 +51,8 @@ def quantise_on_gpu(
     fake: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """A matrix (rows, columns) of bfloat16 or float32 and its largest magnitude (float32, on its device) → packed codes (rows,
-    columns padded to 16, / 2), scales as :func:`surogate_native_nvfp4.formats.swizzle` orders them, and q * s in bfloat16 if ``fake``.
+    columns padded to 16, / 2), scales as :func:`surogate_native_nvfp4.formats.swizzle` orders them, and q * s in bfloat16 if
+    ``fake``.
 
     With ``key`` rounding is stochastic, by the words that :func:`surogate_native_nvfp4.draws.words` gives for ``key`` and ``step``
     (int64, on the device) from word ``base``, a multiple of 4, on.
