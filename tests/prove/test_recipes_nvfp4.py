@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
@@ -25,14 +26,13 @@ def sweep() -> ModuleType:
     return module
 
 
-def test_forty_steps_stay_near_bf16(sweep: ModuleType, shared_data: Path, tmp_path: Path) -> None:
+def test_thirty_steps_stay_near_bf16(sweep: ModuleType, shared_data: Path, tmp_path: Path) -> None:
     sweep.prepare(shared_data, tmp_path)
     text = (tmp_path / "validation.txt").read_text(encoding="utf-8")
-    (tmp_path / "validation.txt").write_text(text[:4_000], encoding="utf-8")
+    (tmp_path / "validation.txt").write_text(text[:2_000], encoding="utf-8")
     names = ("bf16", "nvfp4", "nvfp4_quartet")
-    losses = {name: sweep.run(shared_data, tmp_path, "stories260K", name, 1, 40, sequence_len=64) for name in names}
-    start = sweep.run(shared_data, tmp_path, "stories260K", "bf16", 1, 1, sequence_len=64)
-    assert losses["bf16"] < 0.9 * start
+    losses = {name: sweep.run(shared_data, tmp_path, "stories260K", name, 1, 30, sequence_len=64) for name in names}
+    assert losses["bf16"] < 0.9 * math.log(512), "it learns"
     for name in ("nvfp4", "nvfp4_quartet"):
         assert losses[name] != losses["bf16"]
         assert losses[name] / losses["bf16"] - 1 <= sweep.GOAL, losses
