@@ -24,7 +24,7 @@ from surogate_model_transformers.attention import IMPLEMENTATION
 from surogate_model_transformers.config import PICKLE_FILES, SAFE_FILES, fetch, first_line, weight_files
 from surogate_model_transformers.plugin import Settings
 from surogate_model_transformers.quiet import quiet
-from surogate_model_transformers.slots import slot_layers
+from surogate_model_transformers.slots import slot_layers, slot_names
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json", *PICKLE_FILES, "pytorch_model-*.bin")
@@ -191,11 +191,12 @@ def _stored_dtype(directory: Path, files: tuple[str, ...], hf_config: Any) -> st
 
 
 def _cast(model: Any, dtype: torch.dtype) -> None:
-    """Parameters and saved buffers to ``dtype``. Unsaved buffers, such as rotary frequencies, keep their precision."""
+    """Parameters and saved buffers to ``dtype``. Unsaved buffers, such as rotary frequencies, keep their precision; so does what
+    fills the slots, such as a recipe's scales."""
     strict = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
-    saved = model.state_dict(keep_vars=True)
-    for name, tensor in saved.items():
-        if tensor.is_floating_point() and not any(part in strict for part in name.split(".")):
+    filled = slot_names(model)
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if tensor.is_floating_point() and name not in filled and not any(part in strict for part in name.split(".")):
             tensor.data = tensor.data.to(dtype)
     model.config.dtype = dtype
 

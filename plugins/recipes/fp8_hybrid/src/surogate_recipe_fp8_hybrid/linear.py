@@ -4,9 +4,9 @@
     input gradient   dX = dY8 · W8         dY in E5M2
     weight gradient  dW = dY8^T · X8
 
-One scale a tensor. It comes from the largest values of the last ``fp8_amax_history`` optimizer steps and is fixed within a step: all
-micro-batches of a step stage their maximum, and :meth:`Hybrid.stepped` makes the new scales. A tensor without a history takes
-its scale from itself. Frozen weights are quantised once, others once for each optimizer step.
+One scale a tensor. It comes from the largest values of the last ``fp8_amax_history`` optimizer steps and is fixed within a step:
+all micro-batches of a step stage their maximum, and :meth:`Hybrid.stepped` makes the new scales. A tensor without a history
+takes its scale from itself. Frozen weights are quantised once, others once for each optimizer step.
 
 On a GPU the GEMMs are cuBLASLt's, which want K contiguous in both operands: quantising writes the transpose besides. Emulated, the
 same bytes are multiplied in float32, where every product is exact.
@@ -32,7 +32,7 @@ STATE = ("history", "scale", "inverse")
 
 
 class Quantised(NamedTuple):
-    """``rows`` (M', K') and its transpose ``columns`` (K', M'), padded to multiples of 16; ``inverse`` (1,) of the scale; ``amax`` (1,)."""
+    """``rows`` (M', K') and its transpose ``columns``, padded to multiples of 16; ``inverse`` (1,) of the scale; ``amax`` (1,)."""
 
     rows: Tensor
     columns: Tensor
@@ -156,5 +156,6 @@ class _Linear(torch.autograd.Function):
 def _current_scale(x: Tensor, largest: float) -> Tensor:
     """(1,) float32: what puts the largest value of x on the format's largest; 1 where x is all zero or not finite."""
     amax = x.abs().amax().float().reshape(1) if x.numel() else x.new_zeros(1, dtype=torch.float32)
-    fresh = (largest / amax).clamp(max=torch.finfo(torch.float32).max)
+    # A number over a tensor would be its reciprocal times the number: a bit away from what update_scales makes of the same amax.
+    fresh = (torch.full_like(amax, largest) / amax).clamp(max=torch.finfo(torch.float32).max)
     return torch.where((amax > 0) & amax.isfinite(), fresh, torch.ones_like(fresh))

@@ -24,7 +24,9 @@ class Options:
     fp8_min_dim: int = field(
         default=0,
         validator=ge(0),
-        metadata=doc("Linear layers with fewer inputs or outputs than this stay in the model's dtype, which is faster for small ones."),
+        metadata=doc(
+            "Linear layers with fewer inputs or outputs than this stay in the model's dtype, which is faster for small ones."
+        ),
     )
 
 
