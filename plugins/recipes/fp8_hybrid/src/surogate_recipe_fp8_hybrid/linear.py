@@ -59,8 +59,11 @@ class Hybrid:
             return
         state = [[getattr(module, name) for module in computes.values()] for name in STATE]
         joined = [torch.cat(parts) for parts in state]
-        largest = torch.tensor([LARGEST[dtype] for dtype in FORMATS], device=joined[0].device).repeat(len(computes))
-        update_scales(*joined, largest, kernels=self.kernels)
+        history, scale, inverse = joined
+        largest = torch.empty_like(scale)
+        for row, dtype in enumerate(FORMATS):
+            largest[row :: len(FORMATS)] = LARGEST[dtype]
+        update_scales(history, scale, inverse, largest, kernels=self.kernels)
         for parts, whole in zip(state, joined, strict=True):
             torch._foreach_copy_(parts, list(whole.split(len(FORMATS))))
 
