@@ -13,6 +13,8 @@ from surogate_core.host import load_host
 from surogate_core.offers import Offer
 
 HOST = load_host()
+COARSE = {"fp8_hybrid": 0.08, "nvfp4": 0.22, "nvfp4_quartet": 0.22}
+"""Recipes that round, with the relative error of one small linear layer that they may have."""
 
 
 def offers(kind: str) -> list[Offer]:
@@ -29,7 +31,8 @@ def each(kind: str) -> pytest.MarkDecorator:
 
 @each("recipes")
 def test_recipe(offer: Offer) -> None:
-    testing.check_recipe(build(offer, testing.context(model_dtype="fp32")), bound=1e-6)  # type: ignore[arg-type]
+    context = testing.context(model_dtype="fp32", recipe_backend="emulated")
+    testing.check_recipe(build(offer, context), bound=COARSE.get(offer.name, 1e-6))  # type: ignore[arg-type]
 
 
 @each("optimizers")

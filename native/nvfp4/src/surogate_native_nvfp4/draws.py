@@ -1,0 +1,52 @@
+"""Random bits that are a pure function of a key and a counter: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as
+1, 2, 3", 2011), the generator of CUDA's curand. The same on every device, and continued exactly from a saved counter."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+WEYL = (0x9E3779B9, 0xBB67AE85)
+WORD = 0xFFFFFFFF
+CHUNK = 1 << 15
+"""Counters worked on at once: their words stay in a processor's cache."""
+
+
+def philox(counter: tuple[Tensor, ...], key: tuple[int, int]) -> tuple[Tensor, ...]:
+    """Four words of 32 random bits for each counter, which is four such words; int64 tensors that broadcast."""
+    zero, one, two, three = torch.broadcast_tensors(*counter)
+    even, odd = torch.stack((zero, two)), torch.stack((three, one))  # a word stands where the product that it joins will stand
+    multipliers = torch.tensor(MULTIPLIERS, device=zero.device).view(2, *[1] * zero.dim())
+    first, second = key
+    for number in range(10):
+        keys = torch.tensor((second, first) if number % 2 == 0 else (first, second), device=zero.device).view_as(multipliers)
+        product = even * (multipliers if number % 2 == 0 else multipliers.flip(0))  # modulo 2**64: the bits count, not the sign
+        even = product.bitwise_right_shift(32).bitwise_xor_(odd).bitwise_xor_(keys).bitwise_and_(WORD)
+        odd = product.bitwise_and_(WORD).flip(0)
+        first, second = (first + WEYL[0]) & WORD, (second + WEYL[1]) & WORD
+    return even[0], odd[1], even[1], odd[0]
+
+
+def words(count: int, key: tuple[int, int], step: Tensor) -> Tensor:
+    """``count`` words of 32 random bits, int64: those of the counters (0, 0, step), (1, 0, step), ... in order, where ``step``, an
+    int64 scalar on the device that the words are wanted on, takes two words; it is not read."""
+    found = torch.empty(-(-count // 4), 4, dtype=torch.int64, device=step.device)
+    low, high = step & WORD, step.bitwise_right_shift(32) & WORD
+    for start in range(0, found.shape[0], CHUNK):
+        index = torch.arange(start, min(start + CHUNK, found.shape[0]), device=step.device)
+        torch.stack(philox((index, torch.zeros_like(step), low, high), key), dim=1, out=found[start : start + index.numel()])
+    return found.view(-1)[:count]
+
+
+def bits16(words: Tensor, rows: int, columns: int) -> Tensor:
+    """Integers in [0, 65536) for a matrix (rows, columns), int32: the halves of rows * columns / 2 words, the low one first, row by
+    row. A block of 16 values has two counters of its own where ``columns`` is divisible by 16."""
+    halves = torch.stack((words & 0xFFFF, words >> 16), dim=1).to(torch.int32)
+    return halves.view(-1)[: rows * columns].view(rows, columns)
+
+
+def signs(words: Tensor) -> Tensor:
+    """32 signs for each word, float32 1 or -1: its bits, lowest first; 0 is +."""
+    places = torch.arange(32, device=words.device)
+    return 1.0 - 2.0 * ((words[:, None] >> places) & 1).view(-1).to(torch.float32)
