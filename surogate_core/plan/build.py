@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from surogate_core.config import Config
-from surogate_core.contracts import Adapter, Context, PipelineContext, Recipe, Site
+from surogate_core.contracts import Adapter, Context, PipelineContext, Quantizer, Recipe, Site
 from surogate_core.errors import PlanError, Problem
 from surogate_core.host import Host, attributed
-from surogate_core.offers import Offer, Owner, capability
+from surogate_core.offers import Offer, capability
 from surogate_core.plan.figures import count
 from surogate_core.plan.fuse import fuse
 from surogate_core.plan.record import Plan, Slots
@@ -38,18 +38,21 @@ def make_plan(config: Config, host: Host) -> Plan:
     }
     if core.lora:
         chosen["adapters"] = host.offer("adapters", core.adapter)
+    for offer in host.offers("quantizers").values():
+        if getattr(config.of(offer.options), offer.key):  # at most one: the configuration was checked
+            chosen["quantizers"] = offer
     problems = [problem for offer in chosen.values() if (problem := _lacks(offer, device))]
     if problems:
         raise PlanError(problems)
     contexts = {"pipelines": PipelineContext(config=core, device=device, format=functools.partial(host.offer, "datasets"))}
     built = {kind: _build(offer, config, contexts.get(kind, context)) for kind, offer in chosen.items()}
     recipe, adapter, optimizer = built["recipes"], built.get("adapters"), built["optimizers"]
+    quantizer = built.get("quantizers")
 
     outline = built["models"].outline()
     sites = outline.sites
-    core_owner = host.offers("parallelisms")["single"].owner
-    slots = _claim(sites, recipe, adapter, chosen, core_owner)
-    figures = count(core, outline, slots, adapter, optimizer)
+    slots = _claim(sites, recipe, adapter, quantizer, chosen)
+    figures = count(core, outline, slots, adapter, optimizer, quantizer)
     lock = host.lock()
     plan = Plan(
         config=config,
@@ -61,6 +64,7 @@ def make_plan(config: Config, host: Host) -> Plan:
         fused=fuse(config, host, context, outline),
         recipe=recipe,
         adapter=adapter,
+        quantizer=quantizer,
         optimizer=optimizer,
         schedule=built["schedules"],
         parallelism=built["parallelisms"],
@@ -102,7 +106,11 @@ def _lacks(offer: Offer, device: str) -> Problem | None:
 
 
 def _claim(
-    sites: tuple[Site, ...], recipe: Recipe, adapter: Adapter | None, chosen: Mapping[str, Offer], core: Owner
+    sites: tuple[Site, ...],
+    recipe: Recipe,
+    adapter: Adapter | None,
+    quantizer: Quantizer | None,
+    chosen: Mapping[str, Offer],
 ) -> dict[str, Slots]:
     """Slots of every linear of the decoder blocks. Embeddings and head are never claimed: they stay in the model's dtype."""
     slots = {}
@@ -115,8 +123,16 @@ def _claim(
         if adapter is not None:
             with attributed(chosen["adapters"].owner, "Adapter.claim"):
                 taken = chosen["adapters"].owner if adapter.claim(site) is None else None
+        kept: str | None = ""
+        if quantizer is not None:
+            with attributed(chosen["quantizers"].owner, "Quantizer.claim"):
+                kept = quantizer.claim(site)
         slots[site.name] = Slots(
-            storage=core, compute=chosen["recipes"].owner if left is None else None, adapter=taken, left=left or ""
+            storage=chosen["quantizers"].owner if kept is None else None,
+            compute=chosen["recipes"].owner if left is None else None,
+            adapter=taken,
+            left=left or "",
+            kept=kept or "",
         )
     return slots
 
