@@ -116,7 +116,7 @@ def loading(config: dict[str, Any]) -> dict[str, Any]:
 
 def one(config: dict[str, Any], directory: Path) -> dict[str, Any]:
     memory = loading(config)
-    summary = surogate_core.run({**config, "output_dir": str(directory)}, quiet=True)
+    summary = surogate_core.run({**config, "output_dir": str(directory)})
     records = map(json.loads, (directory / "metrics.jsonl").read_text().splitlines())
     losses = [record["loss"] for record in records if record["kind"] == "step"]
     last = sum(losses[-20:]) / 20
