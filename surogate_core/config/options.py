@@ -68,6 +68,19 @@ class CoreOptions:
 
     # Computation
     recipe: str = field(default="bf16", metadata=doc("Precision recipe: the arithmetic of the linear layers."))
+    recipe_backend: Literal["auto", "native", "emulated"] = field(
+        default="auto",
+        metadata=doc("`emulated` runs the recipe's exact arithmetic on any device; the others need the device it is made for."),
+    )
+    kernels: Literal["auto", "native", "reference"] = field(
+        default="auto", metadata=doc("Force every op that has one to its native kernel, or to its definition in plain torch.")
+    )
+    skip_quant_first_layers: int = field(
+        default=0, validator=ge(0), metadata=doc("First decoder layers that the recipe leaves in the model's dtype.")
+    )
+    skip_quant_last_layers: int = field(
+        default=0, validator=ge(0), metadata=doc("Last decoder layers that the recipe leaves in the model's dtype.")
+    )
     compile: bool = field(default=False, metadata=doc("Compile each decoder layer with torch.compile; the compiled code is kept."))
     recompute: bool = field(
         default=True, metadata=doc("Recompute activations of each decoder layer in the backward pass: less memory, more time.")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from attrs import frozen
 
@@ -101,7 +101,17 @@ class Recipe(Protocol):
 
     def linear(self, site: Site) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
         """The compute of one claimed site: ``f(x, weight, bias) -> y`` with x (..., K), weight (N, K), y (..., N).
-        A ``torch.nn.Module`` becomes part of the model, so that its buffers (scales) are in the checkpoint."""
+        A ``torch.nn.Module`` becomes part of the model, so that its buffers (scales) are in the checkpoint. A weight that is no
+        ``torch.nn.Parameter`` was unpacked from a storage for this call: nothing of its size may be kept."""
+
+
+@runtime_checkable
+class FollowsSteps(Protocol):
+    """A recipe whose scales or copies of weights live for one optimizer step."""
+
+    def stepped(self, computes: Mapping[str, nn.Module]) -> None:
+        """Called after every optimizer step with the compute modules that it made, by site. Must not read a value back from the
+        device; what a resumed run needs is in the modules' buffers."""
 
 
 class Storage(Protocol):

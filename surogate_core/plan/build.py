@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from surogate_core.config import Config
+from surogate_core.config.options import CoreOptions
 from surogate_core.contracts import Adapter, Context, PipelineContext, Quantizer, Recipe, Site
 from surogate_core.errors import PlanError, Problem
 from surogate_core.host import Host, attributed
@@ -41,7 +42,9 @@ def make_plan(config: Config, host: Host) -> Plan:
     for offer in host.offers("quantizers").values():
         if getattr(config.of(offer.options), offer.key):  # at most one: the configuration was checked
             chosen["quantizers"] = offer
-    problems = [problem for offer in chosen.values() if (problem := _lacks(offer, device))]
+    emulated = core.recipe_backend == "emulated"
+    needing = [offer for kind, offer in chosen.items() if not (emulated and kind == "recipes")]
+    problems = [_problem(offer, missing, host, device) for offer in needing if (missing := _lacks(offer, device))]
     if problems:
         raise PlanError(problems)
     contexts = {"pipelines": PipelineContext(config=core, device=device, format=functools.partial(host.offer, "datasets"))}
@@ -51,7 +54,7 @@ def make_plan(config: Config, host: Host) -> Plan:
 
     outline = built["models"].outline()
     sites = outline.sites
-    slots = _claim(sites, recipe, adapter, quantizer, chosen)
+    slots = _claim(core, sites, recipe, adapter, quantizer, chosen)
     figures = count(core, outline, slots, adapter, optimizer, quantizer)
     lock = host.lock()
     plan = Plan(
@@ -84,28 +87,32 @@ def _build(offer: Offer, config: Config, context: Context) -> Any:
         return offer.load()(config.of(offer.options) if offer.options else None, context)
 
 
-def _lacks(offer: Offer, device: str) -> Problem | None:
-    """What the device lacks for this offer."""
+def _lacks(offer: Offer, device: str) -> str | None:
+    """What is found instead, where the device lacks what the offer requires."""
     if not offer.requires:
         return None
-    wanted = capability(offer.requires)
     if device != "cuda":
-        found = "no GPU"
-    else:
-        import torch
+        return "no GPU"
+    import torch
 
-        have = torch.cuda.get_device_capability()
-        if wanted is None or have >= wanted:
-            return None
-        found = f"a GPU of compute capability {have[0]}.{have[1]}"
-    return Problem(
-        f"{offer.name} needs {offer.requires}, this machine has {found}",
-        where=f"{offer.owner}",
-        how='choose another, for example recipe = "bf16", or run on a device that has it',
-    )
+    wanted, have = capability(offer.requires), torch.cuda.get_device_capability()
+    return None if wanted is None or have >= wanted else f"a GPU of compute capability {have[0]}.{have[1]}"
+
+
+def _problem(offer: Offer, missing: str, host: Host, device: str) -> Problem:
+    """A refusal, with the recipe that runs here and asks for the most when it is a recipe that is refused."""
+    recipes = host.offers("recipes")
+    how = "run on a device that has it, or choose another"
+    if recipes.get(offer.name) is offer:
+        runs = [other for other in recipes.values() if not _lacks(other, device)]
+        nearest = max(runs, key=lambda other: capability(other.requires) or (0, 0), default=None)
+        how = f'set recipe = "{nearest.name}", which runs here, or ' if nearest else "set "
+        how += 'recipe_backend = "emulated", which runs the exact arithmetic of the recipe on any device'
+    return Problem(f"{offer.name} needs {offer.requires}, this machine has {missing}", where=f"{offer.owner}", how=how)
 
 
 def _claim(
+    core: CoreOptions,
     sites: tuple[Site, ...],
     recipe: Recipe,
     adapter: Adapter | None,
@@ -114,11 +121,12 @@ def _claim(
 ) -> dict[str, Slots]:
     """Slots of every linear of the decoder blocks. Embeddings and head are never claimed: they stay in the model's dtype."""
     slots = {}
+    last = max((site.layer for site in sites if site.layer is not None), default=0) - core.skip_quant_last_layers
     for site in sites:
         if site.kind != "linear" or site.layer is None:
             continue
         with attributed(chosen["recipes"].owner, "Recipe.claim"):
-            left = recipe.claim(site)
+            left = recipe.claim(site) if core.skip_quant_first_layers <= site.layer <= last else "skip_quant"
         taken = None
         if adapter is not None:
             with attributed(chosen["adapters"].owner, "Adapter.claim"):

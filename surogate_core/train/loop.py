@@ -59,6 +59,7 @@ class Job:
     stop      names the reason to end early, or is None
     save_now  true once when the user asked for a checkpoint
     tell      ``tell(hook, record)`` logs a record and asks the observers of ``hook`` ("" for none)
+    stepped   what the recipe does after an optimizer step
     """
 
     core: CoreOptions
@@ -76,6 +77,7 @@ class Job:
     stop: Callable[[], str | None]
     save_now: Callable[[], bool]
     tell: Tell
+    stepped: Callable[[], None] = lambda: None
 
 
 def accumulate(model: nn.Module, step: Step, parallelism: Parallelism, loss_of: Loss) -> Tensor:
@@ -106,6 +108,7 @@ def optimizer_step(job: Job, step: Step, index: int, lr: Tensor) -> tuple[Tensor
     job.optimizer.step(lr, index + 1)
     for parameter in job.parameters:
         parameter.grad = None
+    job.stepped()
     return loss, norm
 
 

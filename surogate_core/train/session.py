@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 import torch
 
-from surogate_core.contracts import Batches, Data, LoggerContext, RunInfo
+from surogate_core.contracts import Batches, Data, FollowsSteps, LoggerContext, RunInfo
 from surogate_core.errors import ResumeError, SurogateError
 from surogate_core.host import Host, Observers, attributed
 from surogate_core.offers import Owner
@@ -147,6 +147,7 @@ class Session:
                 self.checkpoints.rehearse(write, lambda directory: rehearse(directory, optimizer, trainee))
             return self.observers.tell(hook, run=info, record=record) if hook else []
 
+        recipe = self.plan.recipe
         job = Job(
             core=self.core,
             model=self.plan.parallelism.wrap(trainee.model),
@@ -163,6 +164,7 @@ class Session:
             stop=lambda: self.stop.requested,
             save_now=self.stop.save_now,
             tell=tell,
+            stepped=functools.partial(recipe.stepped, trainee.computes) if isinstance(recipe, FollowsSteps) else lambda: None,
         )
         self.observers.tell("run_started", run=info)
         try:

@@ -132,6 +132,38 @@ def test_hardware_that_is_not_there_is_named(model: Path, tmp_path: Path) -> Non
         plan(model, tmp_path, third("surogate_core.testing:build_picky", "sm_89+"), recipe="theirs")
 
 
+@pytest.mark.parametrize("backend", ["auto", "native"])
+def test_a_recipe_the_device_lacks_names_the_nearest_and_the_emulation(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    monkeypatch.setattr("surogate_core.testing.build_picky", build_picky, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
+    build = "surogate_core.testing:build_picky"
+    others = [third(build, "sm_89+", "older"), third(build, "sm_100+", "theirs")]
+    with pytest.raises(PlanError, match=r"theirs needs sm_100\+, this machine has a GPU of compute capability 8\.9") as caught:
+        plan(model, tmp_path, *others, recipe="theirs", recipe_backend=backend)
+    assert 'recipe = "older", which runs here' in caught.value.problems[0].how
+    assert 'recipe_backend = "emulated"' in caught.value.problems[0].how
+
+
+def test_an_emulated_recipe_runs_on_any_device(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("surogate_core.testing.build_picky", build_picky, raising=False)
+    other = third("surogate_core.testing:build_picky", "sm_999+")
+    made = plan(model, tmp_path, other, recipe="theirs", recipe_backend="emulated")
+    assert {str(slots.compute) for name, slots in made.slots.items() if ".layers.0." in name} == {"acme 2.0"}
+
+
+@pytest.mark.parametrize(("first", "last", "left"), [(0, 0, set()), (1, 0, {0}), (0, 1, {1}), (1, 1, {0, 1}), (9, 9, {0, 1})])
+def test_first_and_last_layers_are_left_to_the_models_dtype(
+    model: Path, tmp_path: Path, first: int, last: int, left: set[int]
+) -> None:
+    made = plan(model, tmp_path, skip_quant_first_layers=first, skip_quant_last_layers=last)
+    layers = {site.name: site.layer for site in made.sites}
+    assert {layers[name] for name, slots in made.slots.items() if slots.compute is None} == left
+    assert {layers[name] for name, slots in made.slots.items() if slots.left == "skip_quant"} == left
+
+
 def test_all_plan_problems_are_shown_together(model: Path, tmp_path: Path) -> None:
     def check(text: str) -> type:
         class Module:

@@ -6,6 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from surogate_model_transformers import SlotLinear, fill_slots, list_sites, logits, read_config, skeleton, slot_names
+from surogate_model_transformers.loss import check_head
+from surogate_model_transformers.slots import plain
 from torch import Tensor, nn
 
 from surogate_core.errors import PlanError
@@ -98,3 +100,27 @@ def test_sites(family: str, linears: set[str], stacked: dict[str, tuple[int, ...
     for site in by_kind["linear"]:
         module = model.get_submodule(site.name)
         assert (site.shape, site.bias) == (tuple(module.weight.shape), module.bias is not None)
+
+
+def test_the_model_is_inspected_without_the_recipe(tiny: Any, load: Any, packed: Any) -> None:
+    """A recipe with one scale for a whole tensor is no mixing of documents, and its state does not move before the first step."""
+
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+        def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            self.calls += 1
+            return F.linear(x, weight, bias) + x.abs().amax()
+
+    name, compute = "model.layers.1.mlp.up_proj", Whole()
+    model = load(tiny("llama")[1], prepare=lambda model: fill_slots(model, {name: compute}, {}))
+    assert check_head(model) is None
+    assert int(compute.calls) == 0
+    with plain(model):
+        before = logits(model, packed([[24]]))
+    assert model.get_submodule(name).compute is compute
+    assert not torch.allclose(logits(model, packed([[24]])), before)
+    assert int(compute.calls) == 1
+    assert f"{name}.compute.calls" in model.state_dict()

@@ -22,6 +22,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from surogate_core.errors import ModelError
 from surogate_model_transformers.packed import LONG_ROW, packed_attention
+from surogate_model_transformers.slots import plain
 
 IMPLEMENTATION = "surogate"
 KNOWN_LAYERS = {"full_attention", "sliding_attention"}
@@ -162,7 +163,7 @@ def inspect(model: Any) -> tuple[tuple[int, bool], ...]:
     training = model.training
     model.eval()
     try:
-        with torch.compiler.set_stance("force_eager"):
+        with torch.compiler.set_stance("force_eager"), plain(model):
             first = _decode(model, ids, places, Documents(numbers, {}, calls))
             other = _decode(model, torch.where(numbers == 0, (ids + 3) % config.vocab_size, ids), places, Documents(numbers, {}))
     except TypeError as error:

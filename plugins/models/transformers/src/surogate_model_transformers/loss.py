@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from surogate_model_transformers.attention import documents_of, hidden_states
+from surogate_model_transformers.slots import plain
 
 CHUNK_BYTES = 1 << 24
 """Bytes of the float32 logits of one chunk on the CPU; smaller ones cost a pass over the head's gradient each. A GPU takes
@@ -88,9 +89,10 @@ def check_head(model: Any) -> str | None:
         device = head.weight.device
         ids = torch.arange(8, device=device)[None] % config.vocab_size
         places, documents = torch.arange(8, device=device)[None], documents_of(model, torch.zeros_like(ids))
-        own = model(input_ids=ids, position_ids=places, use_cache=False, documents=documents).logits
         scale, softcap = head_scaling(model)
-        ours = _logits(hidden_states(model, ids, places, documents.ids)[0], head.weight, head.bias, scale, softcap)
+        with plain(model):
+            own = model(input_ids=ids, position_ids=places, use_cache=False, documents=documents).logits
+            ours = _logits(hidden_states(model, ids, places, documents.ids)[0], head.weight, head.bias, scale, softcap)
         model.train(training)
         agree = own.shape[1:] == ours.shape and bool((own[0] - ours).abs().max() <= 0.02 * own.abs().max())
     model._surogate_head = agree

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 
 from typing import Any, cast
@@ -119,6 +120,22 @@ def slot_names(model: nn.Module) -> set[str]:
             part = getattr(module, slot)
             names |= {f"{layer}.{slot}.{name}" for name in part.state_dict()} if isinstance(part, nn.Module) else set()
     return names
+
+
+@contextlib.contextmanager
+def plain(model: nn.Module) -> Iterator[None]:
+    """Every layer computes as ``F.linear`` does: to look at how a model behaves without a recipe's rounding, in which all values of
+    a tensor may depend on the largest, and without a change of the recipe's state."""
+    filled = [(layer, layer.compute) for _, layer in slot_layers(model)]
+    for layer, _ in filled:
+        del layer.compute  # a module would not give its name to a function
+        layer.compute = F.linear
+    try:
+        yield
+    finally:
+        for layer, compute in filled:
+            del layer.compute
+            layer.compute = compute
 
 
 def _describe(module: nn.Module) -> str:

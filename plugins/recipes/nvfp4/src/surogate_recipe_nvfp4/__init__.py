@@ -1,0 +1,1 @@
+"""4-bit training recipes for surogate: NVFP4 as NVIDIA trains with it, and Quartet II."""

@@ -1,0 +1,91 @@
+"""The recipes ``nvfp4`` and ``nvfp4_quartet``; they share their options."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from attrs import field, frozen
+
+from surogate_core.errors import Problem
+from surogate_core.hookspecs import hookimpl
+from surogate_core.offers import Offer, doc, normal_name
+
+if TYPE_CHECKING:
+    from surogate_core.plan import Plan
+
+NAMES = ("nvfp4", "nvfp4_quartet")
+
+
+@frozen(kw_only=True)
+class Options:
+    """Options of the recipes `nvfp4` and `nvfp4_quartet`."""
+
+    fp4_backend: Literal["cutlass", "cudnn"] = field(
+        default="cutlass", metadata=doc("Library of the 4-bit matrix products on a GPU that has them. Emulation uses none.")
+    )
+    fp4_four_over_six: bool = field(
+        default=True, metadata=doc("Map the largest value of a block to 6 or to 4, whichever has the smaller square error.")
+    )
+    no_fp4_hadamard: bool = field(
+        default=False, metadata=doc("Do not rotate the operands of gradients (16 wide in `nvfp4`, 128 in `nvfp4_quartet`).")
+    )
+    no_fp4_stochastic_rounding: bool = field(
+        default=False, metadata=doc("Round gradients (`nvfp4`) and their block scales (`nvfp4_quartet`) to nearest.")
+    )
+
+
+@hookimpl
+def register_recipes() -> list[Offer]:
+    return [
+        Offer(
+            "nvfp4",
+            Options,
+            build="surogate_recipe_nvfp4.linear:build",
+            requires="sm_100+",
+            summary="4-bit NVFP4 in all three products of a linear layer: 2-D weight scales, four over six, rotated and "
+            "stochastically rounded gradients.",
+        ),
+        Offer(
+            "nvfp4_quartet",
+            Options,
+            build="surogate_recipe_nvfp4.quartet:build",
+            requires="sm_100+",
+            summary="Quartet II: 4-bit NVFP4 with unbiased gradients, by 128-wide rotations and stochastic block scales (MS-EDEN).",
+        ),
+    ]
+
+
+@hookimpl
+def check_plan(plan: Plan, device: str) -> list[Problem]:
+    """What was asked for and cannot be had: there is no silent way back to emulation."""
+    core = plan.config.core
+    if normal_name(core.recipe) not in NAMES:
+        return []
+    backend = plan.config.of(Options).fp4_backend
+    emulate = 'set recipe_backend = "emulated", which runs the exact arithmetic of the recipe through bfloat16 products'
+    problems = []
+    if core.recipe_backend != "emulated":
+        problems.append(
+            Problem(
+                f"{core.recipe} has no 4-bit matrix products for {backend} in this version",
+                where=f'recipe_backend = "{core.recipe_backend}", fp4_backend = "{backend}"',
+                how=emulate,
+            )
+        )
+    elif backend != "cutlass":
+        problems.append(
+            Problem(
+                f"fp4_backend = {backend!r} cannot be used: emulation calls no library of 4-bit products",
+                where='fp4_backend, with recipe_backend = "emulated"',
+                how="leave fp4_backend at its default",
+            )
+        )
+    if core.kernels == "native":
+        problems.append(
+            Problem(
+                f"{core.recipe} has no native kernels in this version, only their definitions in plain torch",
+                where='kernels = "native"',
+                how='set kernels = "auto" or "reference"',
+            )
+        )
+    return problems

@@ -1,0 +1,81 @@
+"""What both recipes are made of: the module in a layer's compute slot, with its counter of random draws and its kept weight."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from surogate_native_nvfp4 import draws
+from torch import Tensor, nn
+
+from surogate_core.contracts import Site
+
+WORD = 0xFFFFFFFF
+Quantised = tuple[Tensor, Tensor]
+"""(q * s in bfloat16, which is exact, (rows, columns); decode scale, float32 scalar)."""
+
+
+class Slot(nn.Module):
+    """The compute slot of one layer: ``f(x, weight, bias) -> y`` with x (..., K), weight (N, K), y (..., N).
+
+    Random bits are a pure function of the training seed, the layer's name and ``draws``, the number of backward passes so far: a
+    buffer, so that a continued run draws what the uninterrupted one would have drawn. Forward passes draw nothing, so that
+    recomputing one changes nothing.
+    """
+
+    draws: Tensor
+
+    def __init__(self, site: Site, seed: int, product: Callable[..., Tensor], weights: Callable[[Tensor], Quantised]):
+        super().__init__()
+        self.register_buffer("draws", torch.zeros((), dtype=torch.int64))
+        self.key = (seed & WORD, zlib.crc32(site.name.encode()))
+        self.product, self.weights = product, weights
+        self.kept: tuple[Any, Quantised] | None = None
+        self.trained = True
+
+    @torch.compiler.disable
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        y = self.product(x.reshape(-1, x.shape[-1]), weight, bias, self)
+        return y.view(*x.shape[:-1], weight.shape[0])
+
+    def weight(self, weight: Tensor) -> Quantised:
+        """The quantised weight, kept until it is written to, replaced or moved: a frozen one is quantised once, a trained one
+        once in an optimizer step (:func:`forget`). One that is unpacked for each use is never kept."""
+        if not isinstance(weight, nn.Parameter):  # unpacked from a storage for this call
+            return self.weights(weight)
+        state = (weight.data_ptr(), weight._version, weight.dtype, weight.device)
+        self.trained = weight.requires_grad
+        if self.kept is None or self.kept[0] != state:
+            self.kept = (state, self.weights(weight))
+        return self.kept[1]
+
+    def next_draw(self) -> Tensor:
+        """The counter of this backward pass, int64 scalar on the device."""
+        now = self.draws.clone()
+        self.draws += 1
+        return now
+
+    def bits(self, rows: int, columns: int, stream: int, now: Tensor) -> Tensor:
+        """16 random bits for each value of a matrix; each ``stream`` of a backward pass has its own."""
+        return draws.bits16((rows, columns), self.key, stream, now)
+
+    def signs(self, count: int, stream: int, now: Tensor) -> Tensor:
+        return draws.signs(count, self.key, stream, now)
+
+
+def forget(computes: Mapping[str, nn.Module]) -> None:
+    """After an optimizer step: weights may have changed without a trace that :meth:`Slot.weight` sees; all but frozen ones are
+    quantised again."""
+    for module in computes.values():
+        if isinstance(module, Slot) and module.trained:
+            module.kept = None
+
+
+def add_bias(y: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    return (y if bias is None else y.add_(bias.to(torch.float32))).to(dtype)
+
+
+def bias_gradient(dy: Tensor, bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else dy.to(torch.float32).sum(0).to(bias.dtype)
