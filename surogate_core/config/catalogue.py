@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 CHOSEN_BY = {
     "model_backend": "models",
     "data_pipeline": "pipelines",
+    "checkpoint_store": "checkpoints",
     "recipe": "recipes",
     "optimizer": "optimizers",
     "lr_scheduler_type": "schedules",
@@ -27,7 +28,7 @@ CHOSEN_BY = {
 }
 """Key → kind of offer that it chooses."""
 
-KINDS = ("models", "pipelines", "recipes", "quantizers", "adapters", "fusions", "optimizers", "schedules", "datasets", "loggers", "parallelisms")
+KINDS = (*CHOSEN_BY.values(), "quantizers", "fusions", "parallelisms")
 
 
 @frozen(eq=False)
