@@ -28,9 +28,9 @@ from surogate_core.train.setup import build
 FORMATS: dict[str, dict[str, Any]] = {
     "bf16": {},
     "nf4": {"qlora_bnb": True},
-    "nf4, single quantisation": {"qlora_bnb": True, "qlora_bnb_double_quant": False},
     "fp8": {"qlora_fp8": True},
     "nvfp4": {"qlora_fp4": True},
+    "nf4, single quantisation": {"qlora_bnb": True, "qlora_bnb_double_quant": False},
     "nvfp4, without four over six": {"qlora_fp4": True, "qlora_four_over_six": False},
 }
 SHAPES = {"stories260K": {"learning_rate": 5e-3}, "qwen3-50M": {"learning_rate": 2e-3}}
