@@ -11,13 +11,11 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-import weakref
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from surogate_model_transformers.testing import held_bytes
 
 import surogate_core
 from surogate_core.config import load
@@ -55,33 +53,6 @@ BASE = {
 }
 
 
-class Held(TorchDispatchMode):
-    """Bytes of the tensors that are alive among those made inside, and their peak. Views of a mapped file take no memory."""
-
-    def __init__(self, mapped: int = -1):
-        super().__init__()
-        self.alive: dict[int, tuple[Any, int]] = {}
-        self.mapped, self.now, self.peak = mapped, 0, 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor) and tensor.device.type == "cpu":
-                self.add(tensor.untyped_storage())
-        return out
-
-    def add(self, storage: Any) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key in self.alive or size == self.mapped:
-            return
-        self.alive[key] = (weakref.ref(storage, lambda _: self.drop(key)), size)
-        self.now += size
-        self.peak = max(self.peak, self.now)
-
-    def drop(self, key: int) -> None:
-        self.now -= self.alive.pop(key, (None, 0))[1]
-
-
 def qwen3(directory: Path, stories: Path) -> Path:
     """50.6 million parameters, in float32 on disk, with the tokenizer of stories260K."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
@@ -101,7 +72,7 @@ def loading(config: dict[str, Any]) -> dict[str, Any]:
     host = load_host()
     plan = make_plan(load(config, host), host)
     files = list(Path(config["model"]).glob("*.safetensors"))
-    with Held(mapped=files[0].stat().st_size) as held:
+    with held_bytes(mapped=files[0].stat().st_size) as held:
         trainee = build(plan)
     memory = plan.figures.memory
     said = memory["weights"] + memory.get("quantised weights", 0) + memory["adapter"]
