@@ -10,8 +10,8 @@ import torch
 
 
 def check(storage: Any, weight: torch.Tensor, error: float) -> None:
-    """``pack`` on the meta device's shapes, ``unpack`` within a relative ``error``, equal at each call, the same after moving through
-    a state dict, and nothing but buffers."""
+    """``pack`` gives the shapes planned on the meta device and leaves the weight alone; ``unpack`` is within a relative ``error``,
+    equal at each call, and rounded once; there are buffers and no parameters."""
     planned = {name: (tensor.shape, tensor.dtype) for name, tensor in storage.state_dict().items()}
     assert all(tensor.is_meta for tensor in storage.state_dict().values())
     before = weight.clone()

@@ -41,7 +41,7 @@ def make_plan(config: Config, host: Host) -> Plan:
     if core.lora:
         chosen["adapters"] = host.offer("adapters", core.adapter)
     for offer in host.offers("quantizers").values():
-        if getattr(config.of(offer.options), offer.key):  # at most one: the configuration was checked
+        if offer.options and getattr(config.of(offer.options), offer.key):  # at most one: the configuration was checked
             chosen["quantizers"] = offer
     emulated = core.recipe_backend == "emulated"
     needing = [offer for kind, offer in chosen.items() if not (emulated and kind == "recipes")]

@@ -31,6 +31,6 @@ def test_explain_without_a_configuration(host: Host) -> None:
     (row,) = rows(host, None, "save_steps")
     assert (row.value, row.origin, row.owner) == ("50", "", "surogate")
     assert rows(host, None, "model")[0].value == "required"
-    assert rows(host, None, "qlora_fp4")[0].doc == "Not available in this version."
+    assert rows(host, None, "qlora_offload_experts")[0].doc == "Not available in this version."
     with pytest.raises(ConfigError, match='did you mean "save_steps"'):
         rows(host, None, "save_step")

@@ -230,7 +230,7 @@ def test_the_adapter_is_evaluated_and_used_on_the_quantised_base_and_merged_into
         merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")(input_ids=ids).logits
         assert (loaded(input_ids=ids).logits - plain).abs().max() < 1e-4
         assert (merged - plain).abs().max() < 1e-3
-    assert 0.05 < (quantised - plain).abs().max()
+    assert (quantised - plain).abs().max() > 0.05
 
 
 @pytest.mark.parametrize(
@@ -238,8 +238,14 @@ def test_the_adapter_is_evaluated_and_used_on_the_quantised_base_and_merged_into
     [
         ({"qlora_bnb": True, "lora": False}, "qlora_bnb = true with lora = false"),
         ({"qlora_fp8": True, "task": "pt", "lora": None}, "qlora_fp8 = true with lora = false"),
-        ({"qlora_bnb": True, "qlora_fp8": True}, "qlora_bnb = true and qlora_fp8 = true: the frozen weights are held in one format"),
-        ({"qlora_fp4": True, "qlora_fp8": True}, "qlora_fp8 = true and qlora_fp4 = true: the frozen weights are held in one format"),
+        (
+            {"qlora_bnb": True, "qlora_fp8": True},
+            "qlora_bnb = true and qlora_fp8 = true: the frozen weights",
+        ),
+        (
+            {"qlora_fp4": True, "qlora_fp8": True},
+            "qlora_fp8 = true and qlora_fp4 = true: the frozen weights",
+        ),
         ({"qlora_bnb": True, "qlora_bnb_block_size": 96}, "qlora_bnb_block_size = 96"),
         ({"qlora_fp8": True, "qlora_block_size": 512}, "qlora_block_size = 512"),
         ({"qlora_bnb": 1}, "qlora_bnb = 1"),

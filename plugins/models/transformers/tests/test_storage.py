@@ -11,8 +11,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from surogate_model_transformers import SlotLinear, batch_loss, fill_slots, load_model, read_config, recompute_layers, slot_layers
-from surogate_model_transformers import slot_names
+from surogate_model_transformers import (
+    SlotLinear,
+    batch_loss,
+    fill_slots,
+    load_model,
+    read_config,
+    recompute_layers,
+    slot_layers,
+    slot_names,
+)
 from torch import Tensor, nn
 
 from surogate_core.errors import ModelError
@@ -53,7 +61,7 @@ class Halved(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, weight = ctx.saved_tensors
+        _x, weight = ctx.saved_tensors
         return dy @ weight * 2, None, dy.flatten(0, -2).sum(0) if ctx.biased else None
 
 
@@ -70,7 +78,7 @@ def stored(model: Any, storages: dict[str, Bytes], computes: Any = None) -> None
     }
     with torch.device("meta"):
         storages.update({name: Bytes(shape) for name, shape in shapes.items()})
-    fill_slots(model, {name: computes for name in shapes} if computes else {}, {}, storages)
+    fill_slots(model, dict.fromkeys(shapes, computes) if computes else {}, {}, storages)
 
 
 @pytest.mark.parametrize("family", ["qwen2", "phi3", "gemma3", "qwen3_moe"])
@@ -149,7 +157,7 @@ def test_nothing_of_a_weights_size_is_saved_for_the_backward_pass() -> None:
         layer.storage = storage
         layer.pack(storage, layer.weight)
         shapes: list[torch.Size] = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: shapes.append(t.shape) or t, lambda t: t):
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, shapes=shapes: shapes.append(t.shape) or t, lambda t: t):
             y = layer(torch.randn(3, 24, requires_grad=True))
         y.sum().backward()
         assert torch.Size([3, 24]) in shapes

@@ -84,8 +84,8 @@ class Opened:
 
 
 def open_model(source: str, adapter: Path | None = None, dtype: Literal["fp32", "bf16"] | None = None) -> Opened:
-    """Load ``source``: a model, an adapter, a checkpoint, a run's directory, or a run's config file; ``adapter`` goes on top. With a
-    config file the base is held as that run holds it, quantised or not."""
+    """Load ``source``: a model, an adapter, a checkpoint, a run's directory, or a run's config file; ``adapter`` goes on top.
+    With a config file the base is held as that run holds it, quantised or not."""
     settings = _settings_of(source, dtype)
     storages = _storages_of(source)
     if adapter is None and Path(settings.core.model, CONFIG).is_file():
@@ -100,7 +100,9 @@ def open_model(source: str, adapter: Path | None = None, dtype: Literal["fp32", 
     filled: dict[str, LoraLinear] = {}
     if adapter is not None:
         lora, filled = adapter_modules(adapter, models.list_sites(models.skeleton(hf_config, settings)))
-    model = models.load_model(hf_config, settings, device=device, prepare=lambda made: models.fill_slots(made, {}, filled, storages))
+    model = models.load_model(
+        hf_config, settings, device=device, prepare=lambda made: models.fill_slots(made, {}, filled, storages)
+    )
     if lora is not None and adapter is not None:
         lora.load(filled, adapter)
     own_tokenizer = adapter if adapter is not None and (adapter / "tokenizer_config.json").is_file() else None

@@ -139,7 +139,7 @@ def _read(
     if stored == "float16" and source is None:
         notice(f"the checkpoint is float16: its weights are converted to {str(dtype).removeprefix('torch.')}")
     slots: list[tuple[Any, str, nn.Module]] = []
-    stored: dict[str, tuple[SlotLinear, Storage]] = {}
+    to_pack: dict[str, tuple[SlotLinear, Storage]] = {}
 
     def enter(model: Any) -> None:
         if prepare is None:
@@ -148,7 +148,7 @@ def _read(
             prepare(model)
         for name, layer in slot_layers(model):
             if layer.storage is not None:
-                stored[f"{name}.weight"] = (layer, layer.storage)
+                to_pack[f"{name}.weight"] = (layer, layer.storage)
             for slot in SLOTS:
                 part = getattr(layer, slot)
                 if isinstance(part, nn.Module):
@@ -156,7 +156,7 @@ def _read(
                     setattr(layer, slot, None)
 
     def pack(name: str, weight: Tensor | None) -> bool:
-        layer, storage = stored.get(name, (None, None))
+        layer, storage = to_pack.get(name, (None, None))
         if layer is None or storage is None or (weight is not None and weight.shape != (layer.out_features, layer.in_features)):
             return False
         if weight is not None:
@@ -184,7 +184,7 @@ def _read(
             where=str(directory),
             how="check that the files are complete; download or copy them again",
         ) from error
-    wrong = [name for name, (layer, _) in stored.items() if layer.weight is not None]  # the loader does not compare these shapes
+    wrong = [name for name, (layer, _) in to_pack.items() if layer.weight is not None]  # the loader does not compare these shapes
     _check({**report, "mismatched_keys": [*report.get("mismatched_keys", ()), *wrong]}, directory)
     _leave_no_trace(model)
     if first != dtype:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-
 from typing import Any, cast
 
 import torch
@@ -41,7 +40,6 @@ class SlotLinear(nn.Linear):
         y = self.compute(input, self.weight, self.bias) if self.storage is None else self._unpacked(input)
         return y if self.adapter is None else self.adapter(input, y)
 
-
     def _unpacked(self, input: Tensor) -> Tensor:
         return cast(Tensor, Unpacked.apply(input, self.bias, self.storage, self.compute))
 
@@ -77,7 +75,7 @@ class Unpacked(torch.autograd.Function):
         with torch.enable_grad():
             inputs = [None if t is None else t.detach().requires_grad_(need) for t, need in zip((x, bias), wanted, strict=True)]
             y = ctx.compute(inputs[0], weight, inputs[1])
-        found = iter(torch.autograd.grad(y, [t for t, need in zip(inputs, wanted, strict=True) if need], dy))
+        found = iter(torch.autograd.grad(y, [t for t, need in zip(inputs, wanted, strict=True) if t is not None and need], dy))
         return *(next(found) if need else None for need in wanted), None, None
 
 

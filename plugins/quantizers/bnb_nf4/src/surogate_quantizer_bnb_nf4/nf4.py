@@ -43,7 +43,7 @@ class Nf4(nn.Module):
 
     def __init__(self, shape: tuple[int, ...], block: int, double: bool):
         super().__init__()
-        self.shape, self.block, self.double = shape, block, double
+        self.shape, self.block, self.nested = shape, block, double
         values = math.prod(shape)
         blocks = -(-values // block)
         self.register_buffer("weight", torch.empty(-(-values // 2), 1, dtype=torch.uint8))
@@ -56,7 +56,7 @@ class Nf4(nn.Module):
         pieces = [_ops.quantize_4bit(piece, self.block, "nf4", torch.uint8) for piece in weight.reshape(-1).split(PIECE)]
         self.weight = torch.cat([codes for codes, _ in pieces])
         absmax = torch.cat([scales for _, scales in pieces])
-        if self.double:
+        if self.nested:
             self.nested_offset = absmax.mean()
             dynamic = _dynamic_map(absmax.device)
             absmax, self.nested_absmax = _ops.quantize_blockwise(absmax - self.nested_offset, dynamic, NESTED)
@@ -64,7 +64,7 @@ class Nf4(nn.Module):
 
     def unpack(self, dtype: torch.dtype) -> Tensor:
         absmax = self.absmax
-        if self.double:
+        if self.nested:
             dynamic = _dynamic_map(absmax.device)
             absmax = _ops.dequantize_blockwise(absmax, self.nested_absmax, dynamic, NESTED, torch.float32) + self.nested_offset
         blocks, rest = divmod(math.prod(self.shape), self.block)

@@ -1,7 +1,7 @@
 """E4M3 in square tiles, the layout of "fine-grained FP8" checkpoints (DeepSeek-V3, arXiv 2412.19437, section 3.3).
 
-A tile of b × b weights has one float32 scale, its absmax / 448; a weight is rounded to the nearest E4M3 value of w / scale. Tiles at
-the edges are smaller. Square tiles make the format of a transposed weight the transposed format: a GEMM may read either.
+A tile of b × b weights has one float32 scale, its absmax / 448; a weight is rounded to the nearest E4M3 value of w / scale. Tiles
+at the edges are smaller. Square tiles make the format of a transposed weight the transposed format: a GEMM may read either.
 """
 
 from __future__ import annotations

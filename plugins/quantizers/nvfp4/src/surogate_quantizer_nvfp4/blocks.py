@@ -1,7 +1,7 @@
 """NVFP4 as storage: E2M1 values, an E4M3 scale for 16 of them along a row, one float32 scale for the matrix.
 
-The format and its quantiser are those of ``surogate_native_nvfp4``. Rows are padded with zeros to whole blocks. It is called on some
-rows at a time, with the absmax of the whole matrix, so that its float32 copies stay small.
+The format and its quantiser are those of ``surogate_native_nvfp4``. Rows are padded with zeros to whole blocks. It is called on
+some rows at a time, with the absmax of the whole matrix, so that its float32 copies stay small.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ PIECE = 1 << 19
 
 
 class Nvfp4(nn.Module):
-    """A :class:`~surogate_core.contracts.Storage`, with C = ⌈K/16⌉ blocks a row. Buffers: ``weight`` (N, 8 C) uint8, the even column
-    in the low half of a byte; ``weight_scale`` (N, C) float8_e4m3fn; ``weight_scale_2`` () float32, the decode scale of the matrix.
+    """A :class:`~surogate_core.contracts.Storage`, with C = ⌈K/16⌉ blocks a row. Buffers: ``weight`` (N, 8 C) uint8, the even
+    column in the low half of a byte; ``weight_scale`` (N, C) float8_e4m3fn; ``weight_scale_2`` () float32, the decode scale of the matrix.
     The names are those of ModelOpt's checkpoints."""
 
     weight: Tensor

@@ -13,7 +13,8 @@ class Options:
     """Options of `qlora_fp4 = true`."""
 
     qlora_fp4: bool = field(
-        default=False, metadata=doc("Hold the frozen weights in NVFP4: 4.5 bits a weight. On any device; the arithmetic is the recipe's.")
+        default=False,
+        metadata=doc("Hold the frozen weights in NVFP4: 4.5 bits a weight. On any device; the arithmetic is the recipe's."),
     )
     qlora_four_over_six: bool = field(
         default=True,
