@@ -40,6 +40,7 @@ class SlotLinear(nn.Linear):
         y = self.compute(input, self.weight, self.bias) if self.storage is None else self._unpacked(input)
         return y if self.adapter is None else self.adapter(input, y)
 
+    @torch.compiler.disable
     def _unpacked(self, input: Tensor) -> Tensor:
         return cast(Tensor, Unpacked.apply(input, self.bias, self.storage, self.compute))
 

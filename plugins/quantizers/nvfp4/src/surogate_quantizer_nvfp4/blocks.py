@@ -23,8 +23,8 @@ PIECE = 1 << 19
 
 class Nvfp4(nn.Module):
     """A :class:`~surogate_core.contracts.Storage`, with C = ⌈K/16⌉ blocks a row. Buffers: ``weight`` (N, 8 C) uint8, the even
-    column in the low half of a byte; ``weight_scale`` (N, C) float8_e4m3fn; ``weight_scale_2`` () float32, the decode scale of the matrix.
-    The names are those of ModelOpt's checkpoints."""
+    column in the low half of a byte; ``weight_scale`` (N, C) float8_e4m3fn; ``weight_scale_2`` () float32, the decode
+    scale of the matrix. The names are those of ModelOpt's checkpoints."""
 
     weight: Tensor
     weight_scale: Tensor
