@@ -59,6 +59,13 @@ def register_recipes() -> list[Offer]:
 
 
 @hookspec
+def register_quantizers() -> list[Offer]:
+    """Formats in which frozen weights are held, each chosen by the boolean option that its offer names as ``key``; at most one is
+    in force, and only beside an adapter. ``build(options, context)`` returns a :class:`~surogate_core.contracts.Quantizer`,
+    which fills the storage slot of the linear layers that it claims."""
+
+
+@hookspec
 def register_adapters() -> list[Offer]:
     """Adapters, chosen by ``adapter`` when ``lora`` is true. ``build(options, context)`` returns an
     :class:`~surogate_core.contracts.Adapter`, which fills the adapter slot of the linear layers that it claims."""

@@ -227,6 +227,9 @@ def _ask_offers(manager: pluggy.PluginManager, module: Any, owner: Owner) -> tup
         for offer in register():
             if not isinstance(offer, Offer):
                 raise PluginError(f"register_{kind} returned {offer!r}, not an Offer")
+            own = attrs.fields_dict(offer.options) if offer.options else {}
+            if (offer.key or kind == "quantizers") and (offer.key not in own or own[offer.key].default is not False):
+                raise PluginError(f"offer {offer.name!r}: key = {offer.key!r} is no option of its own that is false by default")
             offers.append((kind, attrs.evolve(offer, name=normal_name(offer.name), owner=owner)))
     return tuple(offers)
 

@@ -47,6 +47,7 @@ class Offer:
               of offer returns.
     requires  the hardware, "" for any device, ``"cuda"``, or ``"sm_89+"`` for a compute capability. Checked by the plan.
     summary   one line for ``surogate plugins`` and the documentation.
+    key       the boolean option of ``options`` that chooses this offer, for kinds that no key of the core chooses by name.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Offer:
     build: str
     requires: str = ""
     summary: str = ""
+    key: str = ""
     owner: Owner = attrs.field(default=Owner("unknown", "0"), kw_only=True)
 
     def load(self) -> Any:

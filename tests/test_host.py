@@ -131,6 +131,26 @@ def plugin(*offers: Offer) -> object:
     return Module
 
 
+@pytest.mark.parametrize("key", ["", "acme_on", "acme_bits"])
+def test_a_quantizer_without_a_switch_of_its_own_is_broken(key: str) -> None:
+    """Nothing else could choose it: the option must exist and be false by default."""
+
+    @frozen(kw_only=True)
+    class Options:
+        acme_bits: int = field(default=4, metadata=doc("Bits."))
+
+    class Module:
+        @staticmethod
+        @hookimpl
+        def register_quantizers() -> list[Offer]:
+            return [Offer("acme", Options, build="acme:build", key=key)]
+
+    host = host_with(Module)
+    assert not host.offers("quantizers")
+    (broken,) = host.broken
+    assert f"offer 'acme': key = '{key}' is no option of its own that is false by default" in broken.error
+
+
 def test_two_owners_of_one_key_are_refused() -> None:
     first, second = plugin(Offer("a", One, build="x:y")), plugin(Offer("b", Two, build="x:y"))
     with pytest.raises(PluginError, match="two owners of the key 'rounding'"):

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import attrs
 from attrs import field, frozen
 
-from surogate_core.config.catalogue import CHOSEN_BY, Key, catalogue
-from surogate_core.config.checks import findings
+from surogate_core.config.catalogue import CHOSEN_BY, Catalogue, Key, catalogue
+from surogate_core.config.checks import findings, frozen_in
 from surogate_core.config.options import CoreOptions, DatasetOptions
 from surogate_core.config.resolve import Reading, tables
 from surogate_core.config.sources import LISTS, expand, flatten, overlay, override, read_file
@@ -114,7 +114,8 @@ def _build(reading: Reading, path: Path | None, arguments: tuple[str, ...], need
     _task(reading, flat, origins)
     made = {cls: _construct(reading, cls, [k for k in known.keys.values() if k.options is cls], flat) for cls in known.classes}
     core = made.pop(CoreOptions)
-    for keys, what, how in findings(core, need_data=need_data):
+    on = [key for key in known.switches.values() if flat[key]]
+    for keys, what, how in (*findings(core, need_data=need_data), *frozen_in(on, core.lora)):
         if not any(key in reading.bad or any(bad.startswith(f"{key}.") for bad in reading.bad) for key in keys):
             at = next((key for key in keys if key in given), keys[0])
             reading.problem(at, what, how)
@@ -156,11 +157,14 @@ def _in_force(reading: Reading, flat: Mapping[str, Any]) -> dict[str, Any]:
         values[path] = value if shown is None else shown
 
     for name, key in known.keys.items():
-        if not key.offers or any(_chosen(kind, offer, flat) for kind, offer in key.offers):
+        if not key.offers or any(_chosen(known, kind, offer, flat) for kind, offer in key.offers):
             if name not in LISTS:
                 put(name, flat[name])
-        elif name in given:
-            users = " or ".join(f'{CHOOSER[kind]} = "{offer}"' for kind, offer in key.offers)
+        elif name in given and name not in known.switches.values():
+            users = " or ".join(
+                f"{own} = true" if (own := known.switches.get((kind, offer))) else f'{CHOOSER[kind]} = "{offer}"'
+                for kind, offer in key.offers
+            )
             reading.notices.append(f"{name} has no effect: it belongs to {users} ({given[name].origin})")
     for root in LISTS:
         for index, data in enumerate(flat[root] or ()):
@@ -170,8 +174,10 @@ def _in_force(reading: Reading, flat: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _chosen(kind: str, name: str, flat: Mapping[str, Any]) -> bool:
+def _chosen(known: Catalogue, kind: str, name: str, flat: Mapping[str, Any]) -> bool:
     """Whether an offer is in force. Loggers and parallelisms decide for themselves."""
+    if switch := known.switches.get((kind, name)):
+        return bool(flat[switch])
     if kind not in CHOOSER or kind == "loggers":
         return True
     return flat[CHOOSER[kind]] == name and (kind != "adapters" or flat["lora"])

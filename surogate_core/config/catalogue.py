@@ -29,7 +29,7 @@ CHOSEN_BY = {
 }
 """Key → kind of offer that it chooses."""
 
-KINDS = (*CHOSEN_BY.values(), "fusions", "parallelisms")
+KINDS = (*CHOSEN_BY.values(), "quantizers", "fusions", "parallelisms")
 
 
 @frozen(eq=False)
@@ -82,12 +82,14 @@ def keys_of(options: type, owner: Owner | str, offers: tuple[tuple[str, str], ..
 
 @frozen(eq=False)
 class Catalogue:
-    """``keys``: top-level keys. ``base``: keys of every data set table. ``formats``: more keys of that table, by ``type``."""
+    """``keys``: top-level keys. ``base``: keys of every data set table. ``formats``: more keys of that table, by ``type``.
+    ``switches``: (kind, name) of an offer that has a key of its own → that key."""
 
     keys: Mapping[str, Key]
     base: Mapping[str, Key]
     formats: Mapping[str, Mapping[str, Key]]
     names: Mapping[str, Mapping[str, Owner]]
+    switches: Mapping[tuple[str, str], str]
 
     @property
     def classes(self) -> list[type]:
@@ -113,4 +115,5 @@ def catalogue(host: Host) -> Catalogue:
         for key in keys_of(options, offers[0][2], tuple((kind, name) for kind, name, _ in offers)):
             keys.setdefault(key.name, key)
     names = {kind: {name: offer.owner for name, offer in host.offers(kind).items()} for kind in KINDS}
-    return Catalogue(keys, {key.name: key for key in keys_of(DatasetOptions, "surogate")}, formats, names)
+    switches = {(kind, name): offer.key for kind in KINDS for name, offer in host.offers(kind).items() if offer.key}
+    return Catalogue(keys, {key.name: key for key in keys_of(DatasetOptions, "surogate")}, formats, names, switches)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from surogate_core.config.nearest import did_you_mean
@@ -51,6 +51,16 @@ def findings(core: CoreOptions, *, need_data: bool) -> Iterator[Finding]:
                 yield (f"{root}.{index}.type", "task"), what, 'use type = "text", or task = "sft"'
     if looks_local(core.model) and not Path(core.model).expanduser().is_dir():
         yield ("model",), f"model = {json.dumps(core.model)}: there is no such directory", _near_path(core.model)
+
+
+def frozen_in(keys: Sequence[str], lora: bool) -> Iterator[Finding]:
+    """What is wrong with the chosen formats of frozen weights, given by the keys that choose them."""
+    if len(keys) > 1:
+        what = f"{' and '.join(f'{key} = true' for key in keys)}: the frozen weights are held in one format"
+        yield tuple(keys), what, f"keep one of {', '.join(keys)}"
+    if keys and not lora:
+        what = f"{keys[0]} = true with lora = false: weights that are trained cannot be held in a quantised format"
+        yield (keys[0], "lora"), what, f"set lora = true to train an adapter, or {keys[0]} = false"
 
 
 def _near_path(path: str) -> str:

@@ -65,13 +65,15 @@ class ModelSource(Protocol):
         self,
         computes: Mapping[str, Callable[..., Tensor]],
         adapters: Mapping[str, nn.Module],
+        storages: Mapping[str, Storage],
         *,
         device: torch.device,
         weights: Path | None = None,
         notice: Callable[[str], None] = lambda text: None,
     ) -> nn.Module:
-        """The model with its weights (those in the directory ``weights``, if given), in training mode, the compute and adapter
-        slots of the named linear layers filled. Adapters come on the meta device and get memory, but no values. Raises
+        """The model with its weights (those in the directory ``weights``, if given), in training mode, the slots of the
+        named linear layers filled. Adapters come on the meta device and get memory, but no values. Storages come empty, on the
+        meta device: each packs its layer's weight as it is read, so that no two of these weights are in memory at once. Raises
         ModelError."""
 
     def ready(self, model: nn.Module) -> str | None:
@@ -99,7 +101,8 @@ class Recipe(Protocol):
 
     def linear(self, site: Site) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
         """The compute of one claimed site: ``f(x, weight, bias) -> y`` with x (..., K), weight (N, K), y (..., N).
-        A ``torch.nn.Module`` becomes part of the model, so that its buffers (scales) are in the checkpoint."""
+        A ``torch.nn.Module`` becomes part of the model, so that its buffers (scales) are in the checkpoint. A weight that is no
+        ``torch.nn.Parameter`` was unpacked from a storage for this call: nothing of its size may be kept."""
 
 
 @runtime_checkable
@@ -109,6 +112,30 @@ class FollowsSteps(Protocol):
     def stepped(self, computes: Mapping[str, nn.Module]) -> None:
         """Called after every optimizer step with the compute modules that it made, by site. Must not read a value back from the
         device; what a resumed run needs is in the modules' buffers."""
+
+
+class Storage(Protocol):
+    """How one frozen weight is held: a ``torch.nn.Module`` whose buffers are all the memory that it takes. Made on the meta device
+    its buffers have the shapes that ``pack`` gives them, so that the plan counts their bytes."""
+
+    def pack(self, weight: Tensor) -> None:
+        """Replace the buffers by ``weight`` (N, K), floating point, in this format, on its device."""
+
+    def unpack(self, dtype: torch.dtype) -> Tensor:
+        """The weight (N, K) in a new tensor. Equal values at every call: the backward pass asks again instead of keeping it."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The buffers by name, as ``torch.nn.Module`` gives them."""
+
+
+class Quantizer(Protocol):
+    """Fills the storage slot of the linears that it claims. Their weights are frozen."""
+
+    def claim(self, site: Site) -> str | None:
+        """None to take the site; otherwise a short reason why its weight stays in the model's own dtype."""
+
+    def storage(self, site: Site) -> Storage:
+        """An empty storage for one claimed site."""
 
 
 class Adapter(Protocol):

@@ -10,10 +10,10 @@ from typing import Any
 
 from surogate_core.config import Config
 from surogate_core.config.options import CoreOptions
-from surogate_core.contracts import Adapter, Context, PipelineContext, Recipe, Site
+from surogate_core.contracts import Adapter, Context, PipelineContext, Quantizer, Recipe, Site
 from surogate_core.errors import PlanError, Problem
 from surogate_core.host import Host, attributed
-from surogate_core.offers import Offer, Owner, capability
+from surogate_core.offers import Offer, capability
 from surogate_core.plan.figures import count
 from surogate_core.plan.fuse import fuse
 from surogate_core.plan.record import Plan, Slots
@@ -40,6 +40,9 @@ def make_plan(config: Config, host: Host) -> Plan:
     }
     if core.lora:
         chosen["adapters"] = host.offer("adapters", core.adapter)
+    for offer in host.offers("quantizers").values():
+        if offer.options and getattr(config.of(offer.options), offer.key):  # at most one: the configuration was checked
+            chosen["quantizers"] = offer
     emulated = core.recipe_backend == "emulated"
     needing = [offer for kind, offer in chosen.items() if not (emulated and kind == "recipes")]
     problems = [_problem(offer, missing, host, device) for offer in needing if (missing := _lacks(offer, device))]
@@ -48,12 +51,12 @@ def make_plan(config: Config, host: Host) -> Plan:
     contexts = {"pipelines": PipelineContext(config=core, device=device, format=functools.partial(host.offer, "datasets"))}
     built = {kind: _build(offer, config, contexts.get(kind, context)) for kind, offer in chosen.items()}
     recipe, adapter, optimizer = built["recipes"], built.get("adapters"), built["optimizers"]
+    quantizer = built.get("quantizers")
 
     outline = built["models"].outline()
     sites = outline.sites
-    core_owner = host.offers("parallelisms")["single"].owner
-    slots = _claim(core, sites, recipe, adapter, chosen, core_owner)
-    figures = count(core, outline, slots, adapter, optimizer)
+    slots = _claim(core, sites, recipe, adapter, quantizer, chosen)
+    figures = count(core, outline, slots, adapter, optimizer, quantizer)
     lock = host.lock()
     plan = Plan(
         config=config,
@@ -66,6 +69,7 @@ def make_plan(config: Config, host: Host) -> Plan:
         fused=fuse(config, host, context, outline),
         recipe=recipe,
         adapter=adapter,
+        quantizer=quantizer,
         optimizer=optimizer,
         schedule=built["schedules"],
         parallelism=built["parallelisms"],
@@ -110,7 +114,12 @@ def _problem(offer: Offer, missing: str, host: Host, device: str) -> Problem:
 
 
 def _claim(
-    core: CoreOptions, sites: tuple[Site, ...], recipe: Recipe, adapter: Adapter | None, chosen: Mapping[str, Offer], owner: Owner
+    core: CoreOptions,
+    sites: tuple[Site, ...],
+    recipe: Recipe,
+    adapter: Adapter | None,
+    quantizer: Quantizer | None,
+    chosen: Mapping[str, Offer],
 ) -> dict[str, Slots]:
     """Slots of every linear of the decoder blocks. Embeddings and head are never claimed: they stay in the model's dtype."""
     slots = {}
@@ -124,8 +133,16 @@ def _claim(
         if adapter is not None:
             with attributed(chosen["adapters"].owner, "Adapter.claim"):
                 taken = chosen["adapters"].owner if adapter.claim(site) is None else None
+        kept: str | None = ""
+        if quantizer is not None:
+            with attributed(chosen["quantizers"].owner, "Quantizer.claim"):
+                kept = quantizer.claim(site)
         slots[site.name] = Slots(
-            storage=owner, compute=chosen["recipes"].owner if left is None else None, adapter=taken, left=left or ""
+            storage=chosen["quantizers"].owner if kept is None else None,
+            compute=chosen["recipes"].owner if left is None else None,
+            adapter=taken,
+            left=left or "",
+            kept=kept or "",
         )
     return slots
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from surogate_core.config.options import CoreOptions
-from surogate_core.contracts import Adapter, Optimizer, Outline, Site
+from surogate_core.contracts import Adapter, Optimizer, Outline, Quantizer, Site
 from surogate_core.plan.record import Figures, Slots
 
 HEAD_CHUNK_BYTES = 64 << 20
@@ -19,6 +19,7 @@ def count(
     slots: Mapping[str, Slots],
     adapter: Adapter | None,
     optimizer: Optimizer,
+    quantizer: Quantizer | None = None,
 ) -> Figures:
     """Parameters, tokens, steps and the memory by buffer, in bytes."""
     size = 2 if core.model_dtype == "bf16" else 4
@@ -35,8 +36,11 @@ def count(
     rows = core.per_device_train_batch_size * core.gradient_accumulation_steps
     tokens = core.per_device_train_batch_size * core.sequence_len
     vocabulary = max((site.shape[0] for site in sites if site.kind in ("head", "embedding")), default=0)
+    stored = [site for site in sites if site.name in slots and slots[site.name].storage]
+    held = [math.prod(site.shape) for site in stored]
     memory = {
-        "weights": total * size,
+        "weights": (total - sum(held)) * size,
+        **({"quantised weights": _storage_bytes(quantizer, stored), "unpacked": max(held) * size} if quantizer and held else {}),
         **({"adapter": trainable * trained_size} if adapter is not None else {}),
         "gradients": trainable * trained_size,
         "optimizer": sum(optimizer.state_bytes(shape, name) for name, shape in trained.items()),
@@ -51,6 +55,13 @@ def count(
         steps=core.max_steps if core.max_steps >= 0 else None,
         memory=memory,
     )
+
+
+def _storage_bytes(quantizer: Quantizer, sites: list[Site]) -> int:
+    import torch
+
+    with torch.device("meta"):
+        return sum(tensor.nbytes for site in sites for tensor in quantizer.storage(site).state_dict().values())
 
 
 def _adapter_shapes(adapter: Adapter, sites: list[Site]) -> tuple[dict[str, tuple[int, ...]], int]:

@@ -16,6 +16,7 @@ from surogate_core.contracts import (
     Outline,
     Parallelism,
     Pipeline,
+    Quantizer,
     Recipe,
     Schedule,
     Site,
@@ -26,12 +27,14 @@ from surogate_core.plan.fuse import Fused
 
 @frozen(kw_only=True)
 class Slots:
-    """Who owns the three slots of one linear site. ``compute`` None: the model's own dtype, with the reason in ``left``."""
+    """Who owns the three slots of one linear site. ``compute`` or ``storage`` None: the model's own dtype, with the reason in
+    ``left`` or ``kept``."""
 
-    storage: Owner
+    storage: Owner | None
     compute: Owner | None
     adapter: Owner | None
     left: str = ""
+    kept: str = ""
 
 
 @frozen(kw_only=True)
@@ -68,6 +71,7 @@ class Plan:
     fused: Mapping[str, Fused]
     recipe: Recipe
     adapter: Adapter | None
+    quantizer: Quantizer | None
     optimizer: Optimizer
     schedule: Schedule
     parallelism: Parallelism
@@ -83,6 +87,10 @@ class Plan:
     def adapted(self) -> list[Site]:
         """The sites whose adapter slot is taken."""
         return [site for site in self.sites if site.name in self.slots and self.slots[site.name].adapter]
+
+    def stored(self) -> list[Site]:
+        """The sites whose storage slot is taken."""
+        return [site for site in self.sites if site.name in self.slots and self.slots[site.name].storage]
 
     def render(self) -> str:
         core, figures = self.config.core, self.figures
@@ -117,7 +125,8 @@ class Plan:
         roles = {site.name: site.role for site in self.sites}
         for name, slots in self.slots.items():
             compute = str(slots.compute) if slots.compute else f"model dtype ({slots.left})"
-            key = (f"storage {slots.storage}", f"compute {compute}", f"adapter {slots.adapter or 'none'}")
+            storage = slots.storage or f"model dtype{f' ({slots.kept})' if slots.kept else ''}"
+            key = (f"storage {storage}", f"compute {compute}", f"adapter {slots.adapter or 'none'}")
             groups.setdefault(key, Counter())[roles[name]] += 1
         return [
             f"{', '.join(f'{count} {role}' for role, count in sorted(counted.items()))}: {'; '.join(key)}"

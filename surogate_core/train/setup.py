@@ -39,7 +39,8 @@ def build(plan: Plan, *, weights: Path | None = None, notice: Callable[[str], No
     computes = {name: plan.recipe.linear(sites[name]) for name, slots in plan.slots.items() if slots.compute}
     with torch.device("meta"):
         adapters = {site.name: plan.adapter.linear(site) for site in plan.adapted()} if plan.adapter else {}
-    model = source.load(computes, adapters, device=device, weights=weights, notice=notice)
+        storages = {site.name: plan.quantizer.storage(site) for site in plan.stored()} if plan.quantizer else {}
+    model = source.load(computes, adapters, storages, device=device, weights=weights, notice=notice)
     if plan.adapter is not None:
         model.requires_grad_(False)
         generator = torch.Generator().manual_seed(core.train_seed + ADAPTER_SEED)

@@ -79,7 +79,10 @@ def test_a_typo_in_a_table_suggests_the_key_of_its_format(known: Catalogue, key:
 def test_all_keys_that_are_equally_near_are_suggested_with_their_owners(known: Catalogue) -> None:
     problem = unknown(known, "qlora_fp")
     assert problem is not None
-    assert problem.how == "did you mean qlora_fp4 (not available in this version) or qlora_fp8 (not available in this version)?"
+    assert (
+        problem.how
+        == "did you mean qlora_fp4 (pip install surogate-quantizer-nvfp4) or qlora_fp8 (pip install surogate-quantizer-fp8-block)?"
+    )
     problem = unknown(known, "lora_rnk")
     assert problem is not None
     assert problem.how == "did you mean lora_rank (surogate-stand-in 3.1)?"

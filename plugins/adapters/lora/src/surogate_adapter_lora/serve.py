@@ -15,7 +15,7 @@ from surogate_model_transformers.plugin import Settings
 from surogate_adapter_lora.lora import Lora, LoraLinear
 from surogate_adapter_lora.peft_format import CONFIG, options_of, read_config, read_weights
 from surogate_core.config import Config, CoreOptions, load
-from surogate_core.contracts import Context, Site
+from surogate_core.contracts import Context, Site, Storage
 from surogate_core.errors import DataError, ModelError, ResumeError
 from surogate_core.host import load_host
 from surogate_core.plan import make_plan
@@ -84,8 +84,10 @@ class Opened:
 
 
 def open_model(source: str, adapter: Path | None = None, dtype: Literal["fp32", "bf16"] | None = None) -> Opened:
-    """Load ``source``: a model, an adapter, a checkpoint, a run's directory, or a run's config file; ``adapter`` goes on top."""
+    """Load ``source``: a model, an adapter, a checkpoint, a run's directory, or a run's config file; ``adapter`` goes on top.
+    With a config file the base is held as that run holds it, quantised or not."""
     settings = _settings_of(source, dtype)
+    storages = _storages_of(source)
     if adapter is None and Path(settings.core.model, CONFIG).is_file():
         adapter = Path(settings.core.model)
         settings = _with(settings, model=str(read_config(adapter).get("base_model_name_or_path") or ""))
@@ -98,7 +100,9 @@ def open_model(source: str, adapter: Path | None = None, dtype: Literal["fp32", 
     filled: dict[str, LoraLinear] = {}
     if adapter is not None:
         lora, filled = adapter_modules(adapter, models.list_sites(models.skeleton(hf_config, settings)))
-    model = models.load_model(hf_config, settings, device=device, prepare=lambda made: models.fill_slots(made, {}, filled))
+    model = models.load_model(
+        hf_config, settings, device=device, prepare=lambda made: models.fill_slots(made, {}, filled, storages)
+    )
     if lora is not None and adapter is not None:
         lora.load(filled, adapter)
     own_tokenizer = adapter if adapter is not None and (adapter / "tokenizer_config.json").is_file() else None
@@ -119,6 +123,16 @@ def _settings_of(source: str, dtype: Literal["fp32", "bf16"] | None) -> Settings
         path = checkpoint_at(path)
     core = CoreOptions(model=str(path) if path.is_dir() else source, lora=False, model_dtype=chosen, sequence_len=SHORTEST)
     return Settings(core)
+
+
+def _storages_of(source: str) -> dict[str, Storage]:
+    """What holds the weights in the run of a config file; nothing for another source."""
+    if not Path(source).is_file():
+        return {}
+    host = load_host()
+    plan = make_plan(load(Path(source), host, need_data=False), host)
+    with torch.device("meta"):
+        return {site.name: plan.quantizer.storage(site) for site in plan.stored()} if plan.quantizer else {}
 
 
 def _with(settings: Settings, **changes: Any) -> Settings:

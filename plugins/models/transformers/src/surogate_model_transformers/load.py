@@ -14,17 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from transformers.core_model_loading import ConversionOps
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from surogate_core.contracts import Storage
 from surogate_core.errors import ModelError
 from surogate_model_transformers.attention import IMPLEMENTATION
 from surogate_model_transformers.config import PICKLE_FILES, SAFE_FILES, fetch, first_line, weight_files
 from surogate_model_transformers.plugin import Settings
 from surogate_model_transformers.quiet import quiet
-from surogate_model_transformers.slots import slot_layers, slot_names
+from surogate_model_transformers.slots import SLOTS, SlotLinear, slot_layers, slot_names
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json", *PICKLE_FILES, "pytorch_model-*.bin")
@@ -111,9 +113,12 @@ def _random(hf_config: Any, settings: Settings, prepare: Callable[[Any], object]
         model = _model_class(hf_config, settings)._from_config(
             copy.deepcopy(hf_config), dtype=torch.float32, attn_implementation=IMPLEMENTATION
         )
+    _cast(model, DTYPES[settings.core.model_dtype])
     if prepare is not None:
         prepare(model)
-    _cast(model, DTYPES[settings.core.model_dtype])
+    for _, layer in slot_layers(model):
+        if layer.storage is not None:
+            layer.pack(layer.storage, layer.weight)
     return model
 
 
@@ -134,18 +139,29 @@ def _read(
     if stored == "float16" and source is None:
         notice(f"the checkpoint is float16: its weights are converted to {str(dtype).removeprefix('torch.')}")
     slots: list[tuple[Any, str, nn.Module]] = []
+    to_pack: dict[str, tuple[SlotLinear, Storage]] = {}
 
     def enter(model: Any) -> None:
         if prepare is None:
             return
         with torch.device("cpu"):  # what a recipe makes here is real; only the model is on the meta device
             prepare(model)
-        for _, layer in slot_layers(model):
-            for slot in ("compute", "adapter"):
+        for name, layer in slot_layers(model):
+            if layer.storage is not None:
+                to_pack[f"{name}.weight"] = (layer, layer.storage)
+            for slot in SLOTS:
                 part = getattr(layer, slot)
                 if isinstance(part, nn.Module):
                     slots.append((layer, slot, part))
                     setattr(layer, slot, None)
+
+    def pack(name: str, weight: Tensor | None) -> bool:
+        layer, storage = to_pack.get(name, (None, None))
+        if layer is None or storage is None or (weight is not None and weight.shape != (layer.out_features, layer.in_features)):
+            return False
+        if weight is not None:
+            layer.pack(storage, weight)
+        return True
 
     try:
         with quiet():
@@ -154,7 +170,7 @@ def _read(
                 config=copy.deepcopy(hf_config),
                 dtype=first,
                 attn_implementation=IMPLEMENTATION,
-                quantization_config=_Hook(enter),
+                quantization_config=_Hook(enter, pack),
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
                 weights_only=True,
@@ -168,12 +184,13 @@ def _read(
             where=str(directory),
             how="check that the files are complete; download or copy them again",
         ) from error
-    _check(report, directory)
+    wrong = [name for name, (layer, _) in to_pack.items() if layer.weight is not None]  # the loader does not compare these shapes
+    _check({**report, "mismatched_keys": [*report.get("mismatched_keys", ()), *wrong]}, directory)
     _leave_no_trace(model)
-    for layer, slot, part in slots:
-        setattr(layer, slot, part)
     if first != dtype:
         _cast(model, dtype)
+    for layer, slot, part in slots:
+        setattr(layer, slot, part)
     return model
 
 
@@ -245,11 +262,12 @@ def _fix_rotary(model: Any, length: int) -> None:
 
 @register_quantization_config(_HOOK)
 class _Hook(QuantizationConfigMixin):
-    """Carries ``enter`` into the loader. It quantises nothing."""
+    """Carries two functions into the loader, which copies this object but not them. ``enter(model)`` fills the slots;
+    ``pack(name, weight)`` hands a weight to the storage of its layer and says whether it has one, with None it only says."""
 
-    def __init__(self, enter: Callable[[Any], None]):
+    def __init__(self, enter: Callable[[Any], None], pack: Callable[[str, Tensor | None], bool]):
         self.quant_method = _HOOK
-        self.enter = enter
+        self.enter, self.pack = enter, pack
 
     def to_dict(self) -> dict[str, Any]:
         return {"quant_method": _HOOK}
@@ -264,3 +282,27 @@ class _Quantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
         self.quantization_config.enter(model)
+
+    def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
+        return bool(self.quantization_config.pack(param_name, None))
+
+    def get_quantize_ops(self) -> _Pack:
+        return _Pack(self.quantization_config.pack)
+
+
+class _Pack(ConversionOps):
+    """The loader's last operation on a weight that is quantised: one is read, packed and let go before the next."""
+
+    def __init__(self, pack: Callable[[str, Tensor | None], bool]):
+        self.pack = pack
+
+    def convert(
+        self, input_dict: dict[str, Any], *args: Any, missing_keys: set[str] | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        left = {}
+        for name, value in input_dict.items():
+            if not self.pack(name, value[0] if isinstance(value, list) else value):
+                left[name] = value
+            elif missing_keys is not None:
+                missing_keys.discard(name)
+        return left

@@ -1,45 +1,96 @@
-"""The core's one linear module: a weight that keeps its name, a compute slot and an adapter slot."""
+"""The core's one linear module: a weight that keeps its name, and three slots for storage, compute and adapter."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from surogate_core.contracts import Storage
 from surogate_core.errors import PlanError
 
 Compute = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+SLOTS = ("compute", "adapter", "storage")
 
 
 class SlotLinear(nn.Linear):
-    """A linear layer whose arithmetic and adapter can be chosen.
+    """A linear layer whose arithmetic, adapter and way to hold the weight can be chosen.
 
     ``weight`` (N, K) and ``bias`` (N,) or None have the names that they had in the layer it replaces, so a checkpoint's names
     are unchanged. ``compute(x, weight, bias)`` gives y (..., N) from x (..., K); ``adapter(x, y)``, if there is one, what the
-    layer returns. Both become part of the model when they are modules.
+    layer returns. Both become part of the model when they are modules. With a ``storage`` that has packed the weight, ``weight`` is
+    None and each use unpacks it anew.
     """
 
     compute: Compute
     adapter: nn.Module | None
+    storage: Storage | None
 
     def __init__(self, linear: nn.Linear, compute: Compute = F.linear, adapter: nn.Module | None = None):
         super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
         self.weight, self.bias = linear.weight, linear.bias
-        self.compute, self.adapter = compute, adapter
+        self.compute, self.adapter, self.storage = compute, adapter, None
         self.train(linear.training)
 
     def forward(self, input: Tensor) -> Tensor:
-        y = self.compute(input, self.weight, self.bias)
+        y = self.compute(input, self.weight, self.bias) if self.storage is None else self._unpacked(input)
         return y if self.adapter is None else self.adapter(input, y)
 
+    @torch.compiler.disable
+    def _unpacked(self, input: Tensor) -> Tensor:
+        return cast(Tensor, Unpacked.apply(input, self.bias, self.storage, self.compute))
 
-def fill_slots(model: nn.Module, computes: Mapping[str, Compute], adapters: Mapping[str, nn.Module]) -> list[str]:
+    def pack(self, storage: Storage, weight: Tensor) -> None:
+        """Hand the weight (N, K) to the storage and let go of the parameter."""
+        with torch.no_grad():
+            storage.pack(weight.detach())
+        self.register_parameter("weight", None)
+
+
+class Unpacked(torch.autograd.Function):
+    """``compute(x, weight, bias)`` with a weight that exists only while it is used: what is kept for the backward pass is x, and
+    the backward pass unpacks the weight again.
+
+    The input gradient of ``F.linear`` needs no more than that. Another compute is run again under autograd, which costs one more
+    GEMM and keeps nothing that it would have saved (an 8-bit copy of the weight, say) from the forward pass.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, storage: Storage, compute: Compute) -> Tensor:
+        ctx.save_for_backward(x, bias)
+        ctx.storage, ctx.compute = storage, compute
+        return compute(x, storage.unpack(x.dtype), bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (dy,) = grads
+        x, bias = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[:2]
+        weight = ctx.storage.unpack(x.dtype)
+        if ctx.compute is F.linear:
+            return dy @ weight if wanted[0] else None, dy.flatten(0, -2).sum(0) if wanted[1] else None, None, None
+        with torch.enable_grad():
+            inputs = [None if t is None else t.detach().requires_grad_(need) for t, need in zip((x, bias), wanted, strict=True)]
+            y = ctx.compute(inputs[0], weight, inputs[1])
+        found = iter(torch.autograd.grad(y, [t for t, need in zip(inputs, wanted, strict=True) if t is not None and need], dy))
+        return *(next(found) if need else None for need in wanted), None, None
+
+
+def fill_slots(
+    model: nn.Module,
+    computes: Mapping[str, Compute],
+    adapters: Mapping[str, nn.Module],
+    storages: Mapping[str, Storage] | None = None,
+) -> list[str]:
     """Replace the named linear layers, on the meta device or not, by :class:`SlotLinear`; a slot that is not named keeps what it
     has. Returns one line ``name: old -> new`` for each. Raises PlanError for a name that is no linear layer of the model."""
     lines = []
-    for name in dict.fromkeys([*computes, *adapters]):
+    storages = storages or {}
+    for name in dict.fromkeys([*computes, *adapters, *storages]):
         parent, _, role = name.rpartition(".")
         try:
             old = model.get_submodule(name)
@@ -49,6 +100,7 @@ def fill_slots(model: nn.Module, computes: Mapping[str, Compute], adapters: Mapp
             raise PlanError(f"{name} is a {type(old).__name__}, not a linear layer", where="claims on linear layers")
         new = old if isinstance(old, SlotLinear) else SlotLinear(old)
         new.compute, new.adapter = computes.get(name, new.compute), adapters.get(name, new.adapter)
+        new.storage = storages.get(name, new.storage)
         setattr(model.get_submodule(parent), role, new)
         lines.append(f"{name}: {_describe(old)} -> {_describe(new)}")
     return lines
@@ -63,7 +115,7 @@ def slot_names(model: nn.Module) -> set[str]:
     """Names in ``model.state_dict()`` that belong to what fills the slots, not to the model itself."""
     names = set()
     for layer, module in slot_layers(model):
-        for slot in ("compute", "adapter"):
+        for slot in SLOTS:
             part = getattr(module, slot)
             names |= {f"{layer}.{slot}.{name}" for name in part.state_dict()} if isinstance(part, nn.Module) else set()
     return names
@@ -89,4 +141,5 @@ def _describe(module: nn.Module) -> str:
     if not isinstance(module, SlotLinear):
         return type(module).__name__
     compute = type(module.compute).__name__ if isinstance(module.compute, nn.Module) else module.compute.__name__
-    return f"SlotLinear({', '.join([compute, *([type(module.adapter).__name__] if module.adapter is not None else [])])})"
+    parts = [type(part).__name__ for part in (module.adapter, module.storage) if part is not None]
+    return f"SlotLinear({', '.join([compute, *parts])})"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surogate_core.contracts import Batch, Context, Outline
+from surogate_core.contracts import Batch, Context, Outline, Storage
 from surogate_model_transformers import config, export, load, loss, sites, slots
 from surogate_model_transformers.plugin import Options, Settings
 
@@ -37,13 +37,14 @@ class Transformers:
         self,
         computes: Mapping[str, Callable[..., Tensor]],
         adapters: Mapping[str, nn.Module],
+        storages: Mapping[str, Storage],
         *,
         device: torch.device,
         weights: Path | None = None,
         notice: Callable[[str], None] = lambda text: None,
     ) -> nn.Module:
         def fill(model: Any) -> object:
-            return slots.fill_slots(model, computes, adapters)
+            return slots.fill_slots(model, computes, adapters, storages)
 
         return load.load_model(self.hf_config, self.settings, device=device, source=weights, prepare=fill, notice=notice)
 

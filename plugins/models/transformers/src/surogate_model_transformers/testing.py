@@ -1,4 +1,4 @@
-"""For the tests of plugins: a tiny model with a tokenizer, in a directory."""
+"""For the tests of plugins: a tiny model with a tokenizer, in a directory; the bytes that tensors hold."""
 
 from __future__ import annotations
 
@@ -56,3 +56,39 @@ def tiny_model(directory: Path, model_type: str = "qwen3", *, weights: bool = Tr
         torch.manual_seed(0)
         transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(directory)
     return directory
+
+
+def held_bytes(mapped: int = -1) -> Any:
+    """A context manager with ``now`` and ``peak``: bytes of the living ones among the tensors that operations made inside of it.
+    Views of a mapped file of ``mapped`` bytes take no memory."""
+    import weakref
+
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    class Held(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.alive: dict[int, tuple[Any, int]] = {}
+            self.now = self.peak = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            for tensor in tree_leaves(out):
+                if isinstance(tensor, torch.Tensor) and not tensor.is_meta:
+                    self.add(tensor.untyped_storage())
+            return out
+
+        def add(self, storage: Any) -> None:
+            key, size = storage._cdata, storage.nbytes()
+            if key in self.alive or size == mapped:
+                return
+            self.alive[key] = (weakref.ref(storage, lambda _: self.drop(key)), size)
+            self.now += size
+            self.peak = max(self.peak, self.now)
+
+        def drop(self, key: int) -> None:
+            self.now -= self.alive.pop(key, (None, 0))[1]
+
+    return Held()

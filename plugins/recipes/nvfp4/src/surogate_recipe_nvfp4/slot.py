@@ -42,7 +42,9 @@ class Slot(nn.Module):
 
     def weight(self, weight: Tensor) -> Quantised:
         """The quantised weight, kept until it is written to, replaced or moved: a frozen one is quantised once, a trained one
-        once in an optimizer step (:func:`forget`)."""
+        once in an optimizer step (:func:`forget`). One that is unpacked for each use is never kept."""
+        if not isinstance(weight, nn.Parameter):  # unpacked from a storage for this call
+            return self.weights(weight)
         state = (weight.data_ptr(), weight._version, weight.dtype, weight.device)
         self.trained = weight.requires_grad
         if self.kept is None or self.kept[0] != state:

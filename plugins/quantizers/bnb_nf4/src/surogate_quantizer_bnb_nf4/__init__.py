@@ -1,0 +1,1 @@
+"""Frozen weights in bitsandbytes' NF4 format for surogate (QLoRA)."""

@@ -1,0 +1,100 @@
+"""NF4 (Dettmers et al., arXiv 2305.14314, section 3), in the bytes of bitsandbytes.
+
+A weight is read row by row and cut into blocks. Each block has an absmax, and each value is the index of the nearest of 16 levels,
+the quantiles of a normal distribution, times that absmax. Two indices share a byte, the first in its high half. With double
+quantisation the absmax, less their mean, are themselves kept in 8 bits, in blocks of 256.
+
+bitsandbytes packs and unpacks. It is called on pieces, so that its float32 and int32 copies of the weight stay small, and on whole
+blocks as rows: its kernel for the CPU takes a wrong absmax where a row is shorter than a block.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+
+import torch
+from attrs import frozen
+from torch import Tensor, nn
+
+from surogate_core.contracts import Context, Site
+from surogate_quantizer_bnb_nf4.plugin import Options
+
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # warns that a kernel not used here is not installed
+
+from bitsandbytes.functional import create_dynamic_map, get_4bit_type  # noqa: E402
+
+PIECE = 1 << 20
+"""Values quantised at once: a multiple of every block size."""
+NESTED = 256
+"""Scales that share a scale of their own."""
+_ops = torch.ops.bitsandbytes
+
+
+class Nf4(nn.Module):
+    """A :class:`~surogate_core.contracts.Storage`. Buffers: ``weight`` (⌈NK/2⌉, 1) uint8; ``absmax`` (⌈NK/block⌉,), float32, or
+    uint8 with ``nested_absmax`` (⌈·/256⌉,) and ``nested_offset`` (), float32. Names and shapes are bitsandbytes'."""
+
+    weight: Tensor
+    absmax: Tensor
+    nested_absmax: Tensor
+    nested_offset: Tensor
+
+    def __init__(self, shape: tuple[int, ...], block: int, double: bool):
+        super().__init__()
+        self.shape, self.block, self.nested = shape, block, double
+        values = math.prod(shape)
+        blocks = -(-values // block)
+        self.register_buffer("weight", torch.empty(-(-values // 2), 1, dtype=torch.uint8))
+        self.register_buffer("absmax", torch.empty(blocks, dtype=torch.uint8 if double else torch.float32))
+        if double:
+            self.register_buffer("nested_absmax", torch.empty(-(-blocks // NESTED)))
+            self.register_buffer("nested_offset", torch.empty(()))
+
+    def pack(self, weight: Tensor) -> None:
+        pieces = [_ops.quantize_4bit(piece, self.block, "nf4", torch.uint8) for piece in weight.reshape(-1).split(PIECE)]
+        self.weight = torch.cat([codes for codes, _ in pieces])
+        absmax = torch.cat([scales for _, scales in pieces])
+        if self.nested:
+            self.nested_offset = absmax.mean()
+            dynamic = _dynamic_map(absmax.device)
+            absmax, self.nested_absmax = _ops.quantize_blockwise(absmax - self.nested_offset, dynamic, NESTED)
+        self.absmax = absmax
+
+    def unpack(self, dtype: torch.dtype) -> Tensor:
+        absmax = self.absmax
+        if self.nested:
+            dynamic = _dynamic_map(absmax.device)
+            absmax = _ops.dequantize_blockwise(absmax, self.nested_absmax, dynamic, NESTED, torch.float32) + self.nested_offset
+        blocks, rest = divmod(math.prod(self.shape), self.block)
+        whole = blocks * self.block
+        found = _ops.dequantize_4bit(self.weight[: whole // 2], absmax[:blocks], self.block, "nf4", (blocks, self.block), dtype)
+        if rest:
+            codes = self.weight[whole // 2 :].flatten()
+            levels = get_4bit_type("nf4", codes.device)[torch.stack([codes >> 4, codes & 15], 1).int().flatten()[:rest]]
+            found = torch.cat([found.flatten(), (levels * absmax[blocks]).to(dtype)])
+        return found.view(self.shape)
+
+
+@functools.cache
+def _dynamic_map(device: torch.device) -> Tensor:
+    """The 256 levels of bitsandbytes' signed dynamic data type."""
+    return create_dynamic_map().to(device)
+
+
+@frozen(kw_only=True)
+class Quantizer:
+    """See :class:`surogate_core.contracts.Quantizer`."""
+
+    options: Options
+
+    def claim(self, site: Site) -> str | None:
+        return None
+
+    def storage(self, site: Site) -> Nf4:
+        return Nf4(site.shape, self.options.qlora_bnb_block_size, self.options.qlora_bnb_double_quant)
+
+
+def build(options: Options, context: Context) -> Quantizer:
+    return Quantizer(options=options)

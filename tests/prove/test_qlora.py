@@ -1,0 +1,46 @@
+"""LoRA on quantised bases with ``make prove``; what it found is kept in ``docs/proof/qlora.json`` and always checked."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve()
+RESULTS = HERE.parents[2] / "docs" / "proof" / "qlora.json"
+BITS = {"nf4": 4 + 8 / 64 + 32 / (64 * 256), "nf4, single quantisation": 4.5, "fp8": 8 + 32 / 128**2}
+BITS |= {"nvfp4": 4.5, "nvfp4, without four over six": 4.5}
+
+
+def check(runs: dict) -> None:
+    plain = runs["bf16"]
+    for name, one in runs.items():
+        assert abs(one["loss, last 20 steps"] / plain["loss, last 20 steps"] - 1) <= 0.02, name
+        assert 0.95 <= one["plan's bytes / held"] <= 1.05, name
+        assert one["peak while loading / final"] <= 1.3, name
+        assert one.get("bits a weight", 0) <= 1.05 * BITS.get(name, 16), name
+    assert len({one["first"] for one in runs.values()}) == len(runs), "two formats compute the same"
+
+
+def test_the_kept_results() -> None:
+    kept = json.loads(RESULTS.read_text())
+    assert kept["steps"] == 200
+    assert kept["runs"]["stories260K"].keys() >= {"bf16", "nf4", "fp8", "nvfp4"}
+    for runs in kept["runs"].values():
+        check(runs)
+
+
+@pytest.mark.prove
+@pytest.mark.skipif(not os.environ.get("SUROGATE_PROVE"), reason="SUROGATE_PROVE is not set: it takes half an hour")
+def test_every_format(shared_data: Path) -> None:
+    command = [sys.executable, str(HERE.with_name("qlora.py")), "--data", str(shared_data), "--results", str(RESULTS)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    kept = json.loads(RESULTS.read_text())
+    assert {len(runs) for runs in kept["runs"].values()} == {6}
+    for runs in kept["runs"].values():
+        check(runs)
