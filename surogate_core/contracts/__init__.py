@@ -5,5 +5,5 @@ torch is imported for type checking only: this package is read by plugins that a
 
 from surogate_core.contracts.context import Context, Decision, FormatContext, LoggerContext, PipelineContext, RunInfo  # noqa: F401
 from surogate_core.contracts.data import Batch, Batches, Data, Format, Pipeline, Sample, Step  # noqa: F401
-from surogate_core.contracts.model import Adapter, Fusion, ModelSource, Outline, Recipe, Site, SiteKind  # noqa: F401
+from surogate_core.contracts.model import Adapter, Attaches, Fusion, ModelSource, Outline, Recipe, Site, SiteKind  # noqa: F401
 from surogate_core.contracts.training import KeepsState, Logger, Optimizer, OptimizerState, Parallelism, ParamGroup, Schedule  # noqa: F401

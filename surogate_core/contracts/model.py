@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from attrs import frozen
 
@@ -123,6 +123,16 @@ class Adapter(Protocol):
 
     def delta(self, module: nn.Module) -> Tensor:
         """What merging adds to the base weight: (N, K), in float32."""
+
+
+@runtime_checkable
+class Attaches(Protocol):
+    """An adapter that reaches beyond its slots: into the base weights, or to the whole model."""
+
+    def attach(self, model: nn.Module, modules: Mapping[str, nn.Module], generator: torch.Generator) -> Mapping[str, nn.Module]:
+        """Called once, when the weights are read, all of them are frozen, and ``modules`` (site name → module) have their initial
+        values. May change weights and forward functions. Returns what is trained besides, name → module on the model's device
+        with its initial values, whose parameters are the model's; ``save`` and ``load`` get them together with ``modules``."""
 
 
 class Fusion(Protocol):

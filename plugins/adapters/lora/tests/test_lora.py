@@ -183,8 +183,8 @@ def test_an_adapter_made_by_peft_is_read(qwen: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("use_dora", True, "use_dora = True"),
-        ("use_rslora", True, "use_rslora = True"),
+        ("use_dora", True, "lora_use_dora True"),
+        ("use_rslora", True, "lora_use_rslora True"),
         ("bias", "all", "bias = 'all'"),
         ("rank_pattern", {"q_proj": 8}, "rank_pattern"),
         ("alpha_pattern", {"q_proj": 8}, "alpha_pattern"),

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import surogate_model_transformers as models
 import torch
 
+from surogate_adapter_lora.lora import bind
 from surogate_adapter_lora.peft_format import CONFIG, read_config
 from surogate_adapter_lora.serve import SHORTEST, adapter_modules, checkpoint_at
 from surogate_core.config import CoreOptions
@@ -36,6 +37,7 @@ def merge(
         module.to_empty(device="cpu")
     lora.load(modules, adapter)
     model = models.load_model(hf_config, settings, device="cpu")
+    bind(model, modules)
     with torch.no_grad():
         for name, module in modules.items():
             model.get_submodule(name).weight.add_(lora.delta(module))

@@ -22,8 +22,6 @@ from surogate_core.errors import ModelError
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _PLAIN: dict[str, tuple[Any, ...]] = {
-    "use_dora": (False, None),
-    "use_rslora": (False, None),
     "bias": ("none", None),
     "lora_bias": (False, None),
     "rank_pattern": ({}, None),
@@ -39,14 +37,21 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
 """Settings of PEFT that change the arithmetic, with the values under which an adapter is plain LoRA."""
 
 
-def write(directory: Path, options: Options, weights: Mapping[str, tuple[Tensor, Tensor]], base_model: str) -> None:
-    """``weights`` maps layer names to A (r, K) and B (N, r)."""
+Weights = Mapping[str, Mapping[str, Tensor]]
+"""Layer name → ``lora_A`` (r, K), ``lora_B`` (N, r) and, for DoRA, ``lora_magnitude`` (N,)."""
+
+_KEYS = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight", "lora_magnitude": "lora_magnitude_vector"}
+"""Our names of a layer's tensors → PEFT's in the file."""
+
+
+def flat(weights: Weights) -> dict[str, Tensor]:
+    """Under the names that PEFT's files have."""
+    return {f"{_PREFIX}{layer}.{_KEYS[own]}": tensor for layer, parts in weights.items() for own, tensor in parts.items()}
+
+
+def write(directory: Path, options: Options, weights: Weights, base_model: str) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    tensors = {
-        f"{_PREFIX}{name}.lora_{letter}.weight": tensor.detach().cpu().contiguous()
-        for name, pair in weights.items()
-        for letter, tensor in zip("AB", pair, strict=True)
-    }
+    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in flat(weights).items()}
     save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
     config = {
         "peft_type": "LORA",
@@ -60,8 +65,8 @@ def write(directory: Path, options: Options, weights: Mapping[str, tuple[Tensor,
         "bias": "none",
         "fan_in_fan_out": False,
         "init_lora_weights": True,
-        "use_dora": False,
-        "use_rslora": False,
+        "use_dora": options.lora_use_dora,
+        "use_rslora": options.lora_use_rslora,
         "modules_to_save": None,
     }
     (directory / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -97,6 +102,8 @@ def options_of(config: Mapping[str, Any], weights: Mapping[str, Tensor], options
         lora_rank=config["r"],
         lora_alpha=config["lora_alpha"],
         lora_dropout=config.get("lora_dropout", 0.0),
+        lora_use_dora=bool(config.get("use_dora")),
+        lora_use_rslora=bool(config.get("use_rslora")),
         lora_dtype="bf16" if bf16 else "fp32",
         lora_target_modules=names or ["all"],
     )
@@ -112,22 +119,22 @@ def read_weights(directory: Path) -> dict[str, Tensor]:
         raise ModelError(f"no readable adapter weights: {error}", where=str(path), how=how) from error
 
 
-def read_into(directory: Path, options: Options, weights: Mapping[str, tuple[Tensor, Tensor]]) -> None:
-    """Fill A and B of each layer. Raises ModelError when rank, scale, layers or shapes differ."""
+def read_into(directory: Path, options: Options, weights: Weights) -> None:
+    """Fill the tensors of each layer. Raises ModelError when rank, scale, layers or shapes differ."""
     config = read_config(directory)
     where = str(directory)
     for key, given, wanted in (
         ("lora_rank", config.get("r"), options.lora_rank),
         ("lora_alpha", config.get("lora_alpha"), options.lora_alpha),
+        ("lora_use_dora", bool(config.get("use_dora")), options.lora_use_dora),
+        ("lora_use_rslora", bool(config.get("use_rslora")), options.lora_use_rslora),
     ):
         if given != wanted:
-            raise ModelError(f"the adapter has {key} {given}, this run {wanted}", where=where, how=f"set {key} = {given}")
+            raise ModelError(
+                f"the adapter has {key} {given}, this run {wanted}", where=where, how=f"set {key} = {json.dumps(given)}"
+            )
     stored = read_weights(directory)
-    wanted_tensors = {
-        f"{_PREFIX}{name}.lora_{letter}.weight": tensor
-        for name, pair in weights.items()
-        for letter, tensor in zip("AB", pair, strict=True)
-    }
+    wanted_tensors = flat(weights)
     wrong = [f"{key} missing" for key in wanted_tensors if key not in stored]
     wrong += [f"{key} not of this run" for key in stored if key not in wanted_tensors]
     wrong += [

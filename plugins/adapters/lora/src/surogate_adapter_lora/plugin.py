@@ -33,6 +33,12 @@ class Options:
     lora_dtype: Literal["fp32", "bf16"] = field(
         default="fp32", metadata=doc("Precision of the trained weights and of the saved adapter.")
     )
+    lora_use_rslora: bool = field(
+        default=False, metadata=doc("Scale by `lora_alpha` / sqrt(`lora_rank`) instead, which suits high ranks (rsLoRA).")
+    )
+    lora_use_dora: bool = field(
+        default=False, metadata=doc("Train the magnitude of each weight's rows apart from their direction (DoRA).")
+    )
     lora_target_modules: list[str] = field(
         factory=lambda: ["all"],
         validator=_not_empty,

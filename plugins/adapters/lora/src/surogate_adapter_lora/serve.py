@@ -12,7 +12,7 @@ from attrs import evolve, frozen
 from surogate_model_transformers.plugin import Options as ModelOptions
 from surogate_model_transformers.plugin import Settings
 
-from surogate_adapter_lora.lora import Lora, LoraLinear
+from surogate_adapter_lora.lora import Lora, LoraLinear, bind
 from surogate_adapter_lora.peft_format import CONFIG, options_of, read_config, read_weights
 from surogate_core.config import Config, CoreOptions, load
 from surogate_core.contracts import Site
@@ -97,6 +97,7 @@ def open_model(source: str, adapter: Path | None = None, dtype: Literal["fp32", 
     model = models.load_model(hf_config, settings, device=device, prepare=lambda made: models.fill_slots(made, {}, filled))
     if lora is not None and adapter is not None:
         lora.load(filled, adapter)
+        bind(model, filled)
     own_tokenizer = adapter if adapter is not None and (adapter / "tokenizer_config.json").is_file() else None
     tokenizer = models.load_tokenizer(settings, own_tokenizer)
     _plain_attention(model)
