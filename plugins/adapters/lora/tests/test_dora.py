@@ -73,7 +73,7 @@ def test_values_and_gradients_are_pefts(bias: bool, dropout: float) -> None:
 
 
 def test_what_merging_adds_is_pefts() -> None:
-    ours, wrapped, module = pair(bias=True)
+    _, wrapped, module = pair(bias=True)
     before = wrapped.base_layer.weight.clone()
     wrapped.merge()
     delta = Lora(options=Options(lora_rank=4, lora_alpha=12, lora_use_dora=True)).delta(module)

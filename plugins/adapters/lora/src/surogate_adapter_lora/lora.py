@@ -10,75 +10,24 @@ rows, which are constants for the gradient (section 4.3). m starts as ‖W‖. B
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from attrs import frozen
 from torch import Tensor, nn
 
 from surogate_adapter_lora import peft_format
-from surogate_adapter_lora.lowrank import add_low_rank, drop
+from surogate_adapter_lora.combine import concatenate
+from surogate_adapter_lora.layer import LoraLinear, bind, from_stored, merge_into, put_beside, update_of
 from surogate_adapter_lora.plugin import Options
 from surogate_adapter_lora.targets import refusal
 from surogate_core.contracts import Context, Site
+from surogate_core.errors import ModelError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-class LoraLinear(nn.Module):
-    """The adapter of one linear layer. ``lora_A`` (r, K), ``lora_B`` (N, r) and with DoRA ``lora_magnitude`` (N,) are its only
-    parameters. DoRA needs to know its layer: :meth:`bind`."""
-
-    lora_magnitude: nn.Parameter | None
-
-    def __init__(self, inputs: int, outputs: int, rank: int, scale: float, dropout: float, dtype: torch.dtype, dora: bool = False):
-        super().__init__()
-        self.scale, self.dropout = scale, dropout
-        self.lora_A = nn.Parameter(torch.empty(rank, inputs, dtype=dtype))
-        self.lora_B = nn.Parameter(torch.empty(outputs, rank, dtype=dtype))
-        self.lora_magnitude = nn.Parameter(torch.empty(outputs, dtype=dtype)) if dora else None
-        self._layer: tuple[Any, ...] = ()  # in a tuple: the layer is no part of its adapter
-        self._squares = torch.empty(0)
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """x (..., K), y (..., N), the layer's own output → (..., N)."""
-        a, b = self.lora_A.to(x.dtype), self.lora_B.to(x.dtype)
-        rate = self.dropout if self.training else 0.0
-        if self.lora_magnitude is None:
-            return add_low_rank(x, y, a, b, self.scale, rate)
-        (layer,) = self._layer
-        if rate:  # PEFT drops the input of the base product too
-            x, _ = drop(x, rate)
-            plain = layer.compute(x, layer.weight, None)
-        else:
-            plain = y if layer.bias is None else y - layer.bias
-        rows = (self.lora_magnitude / self.norm()).to(x.dtype)
-        low = F.linear(F.linear(x, a) * self.scale, b)
-        return y + (rows - 1) * plain + rows * low
-
-    def bind(self, layer: Any) -> None:
-        """Make the layer known whose ``weight`` (N, K), ``bias`` and ``compute`` DoRA needs. Its weight must not change
-        afterwards."""
-        self._layer = (layer,)
-        if self.lora_magnitude is not None:
-            self._squares = _exact(layer.weight.detach()).square().sum(1)
-
-    @torch.no_grad()
-    def norm(self) -> Tensor:
-        """(N,) ‖W + s·BA‖ of each row, float32 or wider, as ‖W‖² + 2s·(W·Aᵀ)∘B + s²·(B·A·Aᵀ)∘B: BA is not formed."""
-        (layer,) = self._layer
-        a, b = _exact(self.lora_A), _exact(self.lora_B)
-        across = F.linear(layer.weight, self.lora_A.to(layer.weight.dtype)).to(b.dtype)
-        both = 2 * self.scale * across + self.scale**2 * (b @ (a @ a.t()))
-        return (self._squares + (both * b).sum(1)).clamp_min(torch.finfo(b.dtype).tiny).sqrt()
-
-
-def _exact(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
 
 
 @frozen(kw_only=True)
@@ -117,7 +66,11 @@ class Lora:
             b.zero_()
 
     def attach(self, model: nn.Module, modules: Mapping[str, nn.Module], generator: torch.Generator) -> dict[str, nn.Module]:
-        """DoRA: the adapters learn their layers, magnitudes start as the norms of their rows."""
+        """``adapter_path`` is merged into the weights or put beside them; with DoRA the adapters learn their layers, and magnitudes
+        start as the norms of their rows."""
+        if self.first is not None:
+            put = merge_into if self.options.adapter_mode == "merge" else put_beside
+            put(model, from_stored(self.first))
         bind(model, modules)
         with torch.no_grad():
             for module in modules.values():
@@ -125,32 +78,50 @@ class Lora:
                     module.lora_magnitude.copy_(module.norm())
         return {}
 
-    def save(self, modules: Mapping[str, nn.Module], directory: Path, base_model: str) -> None:
-        peft_format.write(
-            directory, self.options, {name: dict(module.named_parameters()) for name, module in modules.items()}, base_model
+    @functools.cached_property
+    def first(self) -> peft_format.Stored | None:
+        """The adapter of ``adapter_path``. Raises ModelError."""
+        path = self.options.adapter_path
+        return None if path is None else peft_format.read(Path(path).expanduser())
+
+    def _stored(self, modules: Mapping[str, nn.Module]) -> peft_format.Stored:
+        options = self.options
+        own = peft_format.Stored(
+            rank=options.lora_rank,
+            alpha=options.lora_alpha,
+            rslora=options.lora_use_rslora,
+            dora=options.lora_use_dora,
+            dropout=options.lora_dropout,
+            layers={name: dict(module.named_parameters()) for name, module in modules.items()},
         )
+        return own if self.first is None else concatenate([(own, 1.0), (self.first, 1.0)])
+
+    def save(self, modules: Mapping[str, nn.Module], directory: Path, base_model: str) -> None:
+        """With ``adapter_path`` the files hold both adapters as one, the whole difference to the base model that they name; the
+        trained one is in the first ``lora_rank`` rows of A and columns of B."""
+        peft_format.write(directory, self._stored(modules), base_model)
 
     def load(self, modules: Mapping[str, nn.Module], directory: Path) -> None:
-        peft_format.read_into(directory, self.options, {name: dict(module.named_parameters()) for name, module in modules.items()})
+        found, rank = peft_format.read(directory), self.options.lora_rank
+        wanted = self._stored(modules)
+        peft_format.same_form(found, wanted, directory)
+        for name, parts in found.layers.items() if self.first is not None else ():
+            same = torch.equal(parts["lora_A"][rank:], wanted.layers[name]["lora_A"][rank:])
+            if not (same and torch.equal(parts["lora_B"][:, rank:], wanted.layers[name]["lora_B"][:, rank:])):
+                raise ModelError(
+                    f"the adapter of adapter_path is not the one that was under this one: {name} differs",
+                    where=str(directory),
+                    how=f"put that adapter back to {self.options.adapter_path}",
+                )
+        with torch.no_grad():
+            for name, module in modules.items():
+                for key, parameter in module.named_parameters():
+                    tensor = found.layers[name][key]
+                    parameter.copy_(tensor[:rank] if key == "lora_A" else tensor[:, :rank] if key == "lora_B" else tensor)
 
     def delta(self, module: nn.Module) -> Tensor:
         """For DoRA the module has to be bound: the change depends on the weight."""
-        a, b = module.get_parameter("lora_A"), module.get_parameter("lora_B")
-        with torch.no_grad():
-            update = (b.float() @ a.float()).mul_(self.scale)
-            if not isinstance(module, LoraLinear) or module.lora_magnitude is None:
-                return update
-            weight = module._layer[0].weight.float()
-            update += weight
-            rows = module.lora_magnitude.float() / torch.linalg.vector_norm(update, dim=1)
-            return update.mul_(rows[:, None]).sub_(weight)
-
-
-def bind(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
-    """Tell each adapter its layer in ``model``."""
-    for name, module in modules.items():
-        if isinstance(module, LoraLinear):
-            module.bind(model.get_submodule(name))
+        return update_of(module)
 
 
 def build(options: Options, context: Context) -> Lora:

@@ -2,8 +2,8 @@
 nor a gradient of the base weight is ever formed.
 
 Without dropout torch's own graph keeps nothing that could be left out: x, which the layers beside share, and the rank-sized
-product. With dropout it keeps a dropped copy of x and its noise for every adapted layer; :class:`_Dropped` keeps x, once, and one byte
-of mask a value, and drops again in the backward pass.
+product. With dropout it keeps a dropped copy of x and its noise for every adapted layer; :class:`_Dropped` keeps x, once, and a
+mask of one byte a value, and drops again in the backward pass.
 """
 
 from __future__ import annotations

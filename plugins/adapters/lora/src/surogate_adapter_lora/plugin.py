@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from attrs import field, frozen
@@ -11,6 +13,7 @@ from surogate_core.hookspecs import hookimpl
 from surogate_core.offers import Offer, Range, doc, ge, gt, normal_name
 
 if TYPE_CHECKING:
+    from surogate_core.config import Config
     from surogate_core.plan import Plan
 
 
@@ -38,6 +41,13 @@ class Options:
     )
     lora_use_dora: bool = field(
         default=False, metadata=doc("Train the magnitude of each weight's rows apart from their direction (DoRA).")
+    )
+    adapter_path: str | None = field(
+        default=None, metadata=doc("Directory of a PEFT adapter to put on the model before a new one is trained on top.")
+    )
+    adapter_mode: Literal["merge", "stack"] = field(
+        default="merge",
+        metadata=doc("`merge` adds the adapter of `adapter_path` to the weights; `stack` keeps it beside them, frozen."),
     )
     lora_target_modules: list[str] = field(
         factory=lambda: ["all"],
@@ -68,8 +78,34 @@ def register_commands() -> list[Offer]:
         Offer(
             "generate", None, build=f"{home}:generate_command", summary="Continue text with a model, adapter, checkpoint or run."
         ),
-        Offer("merge", None, build=f"{home}:merge_command", summary="Add a LoRA adapter to its base model's weights."),
+        Offer("merge", None, build=f"{home}:merge_command", summary="Add LoRA adapters to their base model's weights."),
+        Offer("export", None, build=f"{home}:export_command", summary="PEFT's adapter or full weights of what was trained."),
     ]
+
+
+@hookimpl
+def check_config(config: Config) -> list[Problem]:
+    """What excludes what, and an adapter that is not there."""
+    own, core = config.of(Options), config.core
+    problems = []
+
+    def problem(key: str, what: str, how: str) -> None:
+        problems.append(Problem(what, where=f"{config.origins[key]}, key {key}", how=how))
+
+    if own.adapter_path is None:
+        if own.adapter_mode != "merge":
+            problem("adapter_mode", f'adapter_mode = "{own.adapter_mode}" needs adapter_path', "set adapter_path, or remove it")
+        return problems
+    if not core.lora or normal_name(core.adapter) != "lora":
+        problem("adapter_path", 'adapter_path needs lora = true and adapter = "lora"', "set them, or remove adapter_path")
+    if own.lora_use_dora and own.adapter_mode == "stack":
+        what = 'lora_use_dora with adapter_mode = "stack": the norm of DoRA is that of the whole weight under it'
+        problem("adapter_mode", what, 'set adapter_mode = "merge"')
+    directory = Path(own.adapter_path).expanduser()
+    if not (directory / "adapter_config.json").is_file():
+        what = f"adapter_path = {json.dumps(own.adapter_path)}: there is no adapter_config.json in it"
+        problem("adapter_path", what, "give a directory that PEFT or surogate wrote, such as output/last of a run")
+    return problems
 
 
 @hookimpl
@@ -77,6 +113,8 @@ def check_plan(plan: Plan, device: str) -> list[Problem]:
     core = plan.config.core
     if not core.lora or normal_name(core.adapter) != "lora":
         return []
+    from surogate_adapter_lora.first import check_first
     from surogate_adapter_lora.targets import check_targets
 
-    return check_targets(plan.config.of(Options).lora_target_modules, plan.sites)
+    own = plan.config.of(Options)
+    return [*check_targets(own.lora_target_modules, plan.sites), *check_first(plan.adapter, core.model, plan.sites, plan.adapted())]
