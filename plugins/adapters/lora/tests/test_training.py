@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 import surogate_core
 from surogate_core.config import load
+from surogate_core.errors import ConfigError
 from surogate_core.host import load_host
 from surogate_core.plan import make_plan
 from surogate_core.train.setup import build
@@ -136,3 +137,16 @@ def test_options_make_a_different_scale() -> None:
 
     assert Lora(options=Options(lora_rank=16, lora_alpha=32)).scale == 2
     assert Lora(options=Options(lora_rank=16, lora_alpha=32, lora_use_rslora=True)).scale == 8
+
+
+def test_merge_adapter_writes_the_model_at_the_end(stories: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = configuration(stories, tmp_path, max_steps=2, merge_adapter=True)
+    surogate_core.run(config)
+    assert f"merged       {tmp_path / 'output' / 'merged'}" in capsys.readouterr().out
+    merge(None, tmp_path / "output" / "last", tmp_path / "wanted")
+    one, two = (load_file(place / "model.safetensors") for place in (tmp_path / "output" / "merged", tmp_path / "wanted"))
+    assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+    AutoModelForCausalLM.from_pretrained(tmp_path / "output" / "merged")
+    with pytest.raises(ConfigError, match="merge_adapter needs lora"):
+        surogate_core.run({**config, "lora": False, "output_dir": str(tmp_path / "other")})
+    assert not (tmp_path / "other").exists()

@@ -13,7 +13,8 @@ from surogate_core.hookspecs import hookimpl
 from surogate_core.offers import Offer, Range, doc, ge, gt, normal_name
 
 if TYPE_CHECKING:
-    from surogate_core.config import Config
+    from surogate_core.config import Config, CoreOptions
+    from surogate_core.contracts import RunInfo
     from surogate_core.plan import Plan
 
 
@@ -49,6 +50,10 @@ class Options:
         default="merge",
         metadata=doc("`merge` adds the adapter of `adapter_path` to the weights; `stack` keeps it beside them, frozen."),
     )
+    merge_adapter: bool = field(
+        default=False,
+        metadata=doc("At the end write the model with the adapter merged into it, to `output_dir`/merged."),
+    )
     lora_target_modules: list[str] = field(
         factory=lambda: ["all"],
         validator=_not_empty,
@@ -83,6 +88,10 @@ def register_commands() -> list[Offer]:
     ]
 
 
+def _in_force(core: CoreOptions) -> bool:
+    return core.lora and normal_name(core.adapter) == "lora"
+
+
 @hookimpl
 def check_config(config: Config) -> list[Problem]:
     """What excludes what, and an adapter that is not there."""
@@ -92,11 +101,13 @@ def check_config(config: Config) -> list[Problem]:
     def problem(key: str, what: str, how: str) -> None:
         problems.append(Problem(what, where=f"{config.origins[key]}, key {key}", how=how))
 
+    if own.merge_adapter and not _in_force(core):
+        problem("merge_adapter", 'merge_adapter needs lora = true and adapter = "lora"', "set them, or merge_adapter = false")
     if own.adapter_path is None:
         if own.adapter_mode != "merge":
             problem("adapter_mode", f'adapter_mode = "{own.adapter_mode}" needs adapter_path', "set adapter_path, or remove it")
         return problems
-    if not core.lora or normal_name(core.adapter) != "lora":
+    if not _in_force(core):
         problem("adapter_path", 'adapter_path needs lora = true and adapter = "lora"', "set them, or remove adapter_path")
     if own.lora_use_dora and own.adapter_mode == "stack":
         what = 'lora_use_dora with adapter_mode = "stack": the norm of DoRA is that of the whole weight under it'
@@ -111,10 +122,24 @@ def check_config(config: Config) -> list[Problem]:
 @hookimpl
 def check_plan(plan: Plan, device: str) -> list[Problem]:
     core = plan.config.core
-    if not core.lora or normal_name(core.adapter) != "lora":
+    if not _in_force(core):
         return []
     from surogate_adapter_lora.first import check_first
     from surogate_adapter_lora.targets import check_targets
 
     own = plan.config.of(Options)
     return [*check_targets(own.lora_target_modules, plan.sites), *check_first(plan.adapter, core.model, plan.sites, plan.adapted())]
+
+
+@hookimpl
+def run_finished(run: RunInfo, summary: dict[str, Any]) -> None:
+    """``merge_adapter``. The base is read again as it is stored, so that nothing is rounded twice."""
+    core = run.config.core
+    if not _in_force(core) or not run.config.of(Options).merge_adapter:
+        return
+    from surogate_adapter_lora.merge import merge
+
+    output = run.output_dir / "merged"
+    merge(core.model, Path(summary["checkpoint"]), output, force=True)
+    if not run.quiet:
+        print(f"merged       {output}", flush=True)
