@@ -88,6 +88,14 @@ def flat(layers: Weights) -> dict[str, Tensor]:
 
 
 # ---------------------------------------------------------------- read
+def is_lora(directory: Path) -> bool:
+    """Whether ``adapter_config.json`` there says so."""
+    try:
+        return bool(json.loads((directory / CONFIG).read_text(encoding="utf-8")).get("peft_type") == "LORA")
+    except (OSError, ValueError):
+        return False
+
+
 def read_config(directory: Path) -> dict[str, Any]:
     """``adapter_config.json`` of a LoRA adapter. Raises ModelError naming what is missing or not supported."""
     path = directory / CONFIG

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from surogate_model_transformers.plugin import Settings
 
 from surogate_adapter_lora.combine import plain_only
 from surogate_adapter_lora.layer import Several, put_together
-from surogate_adapter_lora.peft_format import CONFIG, Stored, misfits, read, read_config
+from surogate_adapter_lora.peft_format import CONFIG, Stored, is_lora, misfits, read, read_config
 from surogate_core.config import Config, CoreOptions, load
 from surogate_core.contracts import Site
 from surogate_core.errors import DataError, ModelError, ResumeError
@@ -95,6 +96,8 @@ def open_model(source: str, adapters: Sequence[Path] = (), dtype: Literal["fp32"
     settings = settings_of(source, dtype)
     places = [adapter_at(adapter) for adapter in adapters]
     if Path(settings.core.model, CONFIG).is_file():
+        if not places and Path(settings.core.model, "surogate.json").is_file() and not is_lora(Path(settings.core.model)):
+            return _of_a_run(Path(settings.core.model), dtype)
         places.insert(0, Path(settings.core.model))
         settings = _with(settings, model=str(read_config(places[0]).get("base_model_name_or_path") or ""))
     hf_config = models.read_config(settings)
@@ -107,6 +110,20 @@ def open_model(source: str, adapters: Sequence[Path] = (), dtype: Literal["fp32"
     tokenizer = models.load_tokenizer(settings, own_tokenizer)
     _plain_attention(model)
     return Opened(model.eval(), tokenizer, stored)
+
+
+def _of_a_run(checkpoint: Path, dtype: Literal["fp32", "bf16"] | None) -> Opened:
+    """Another kind of adapter, built by its own plugin from the configuration in its checkpoint."""
+    written = json.loads((checkpoint / "surogate.json").read_text(encoding="utf-8"))
+    kept = {key: value for key, value in written.items() if key.split(".")[0] not in ("datasets", "validation_datasets")}
+    changes = {"recompute": False, "compile": False, **({"model_dtype": dtype} if dtype else {})}
+    host = load_host()
+    plan = make_plan(load({**kept, **changes}, host, need_data=False), host)
+    trainee = build(plan)
+    if plan.adapter is not None:
+        plan.adapter.load(trainee.adapters, checkpoint)
+    _plain_attention(trainee.model)
+    return Opened(trainee.model.eval(), models.load_tokenizer(models.Settings(plan.config.core), checkpoint))
 
 
 def adapter_at(path: Path) -> Path:
