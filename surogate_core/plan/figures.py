@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from surogate_core.config.options import CoreOptions
-from surogate_core.contracts import Adapter, Optimizer, Outline, Site
+from surogate_core.contracts import Adapter, Attaches, Optimizer, Outline, Site
 from surogate_core.plan.record import Figures, Slots
 
 HEAD_CHUNK_BYTES = 64 << 20
@@ -28,7 +28,7 @@ def count(
     trained, trained_size = parameters, size
     if adapter is not None:
         trained, bytes_trained = _adapter_shapes(
-            adapter, [site for site in sites if site.name in slots and slots[site.name].adapter]
+            adapter, [site for site in sites if site.name in slots and slots[site.name].adapter], outline
         )
         trained_size = bytes_trained // max(1, sum(map(math.prod, trained.values())))
     trainable = sum(map(math.prod, trained.values()))
@@ -53,11 +53,12 @@ def count(
     )
 
 
-def _adapter_shapes(adapter: Adapter, sites: list[Site]) -> tuple[dict[str, tuple[int, ...]], int]:
+def _adapter_shapes(adapter: Adapter, sites: list[Site], outline: Outline) -> tuple[dict[str, tuple[int, ...]], int]:
     import torch
 
     with torch.device("meta"):
         modules = {f"{site.name}.adapter": adapter.linear(site) for site in sites}
+        modules |= adapter.attached(outline) if isinstance(adapter, Attaches) else {}
     parameters = {f"{site}.{name}": parameter for site, module in modules.items() for name, parameter in module.named_parameters()}
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     return shapes, sum(parameter.numel() * parameter.element_size() for parameter in parameters.values())

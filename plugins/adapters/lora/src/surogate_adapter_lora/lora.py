@@ -24,7 +24,7 @@ from surogate_adapter_lora.combine import concatenate
 from surogate_adapter_lora.layer import LoraLinear, bind, from_stored, merge_into, put_beside, update_of
 from surogate_adapter_lora.plugin import Options
 from surogate_adapter_lora.targets import refusal
-from surogate_core.contracts import Context, Site
+from surogate_core.contracts import Context, Outline, Site
 from surogate_core.errors import ModelError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -64,6 +64,10 @@ class Lora:
         with torch.no_grad():
             a.copy_(torch.empty(a.shape, device=generator.device).uniform_(-bound, bound, generator=generator))
             b.zero_()
+
+    def attached(self, outline: Outline) -> dict[str, nn.Module]:
+        """The slots hold all that is trained."""
+        return {}
 
     def attach(self, model: nn.Module, modules: Mapping[str, nn.Module], generator: torch.Generator) -> dict[str, nn.Module]:
         """``adapter_path`` is merged into the weights or put beside them; with DoRA the adapters learn their layers, and magnitudes

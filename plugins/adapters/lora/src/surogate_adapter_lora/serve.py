@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -113,17 +114,27 @@ def open_model(source: str, adapters: Sequence[Path] = (), dtype: Literal["fp32"
 
 
 def _of_a_run(checkpoint: Path, dtype: Literal["fp32", "bf16"] | None) -> Opened:
-    """Another kind of adapter, built by its own plugin from the configuration in its checkpoint."""
+    """Another kind of adapter: virtual tokens are put on the base model by PEFT, others built by their own plugin from the
+    configuration in the checkpoint. Raises ModelError where PEFT is wanted and missing."""
     written = json.loads((checkpoint / "surogate.json").read_text(encoding="utf-8"))
     kept = {key: value for key, value in written.items() if key.split(".")[0] not in ("datasets", "validation_datasets")}
     changes = {"recompute": False, "compile": False, **({"model_dtype": dtype} if dtype else {})}
     host = load_host()
     plan = make_plan(load({**kept, **changes}, host, need_data=False), host)
-    trainee = build(plan)
-    if plan.adapter is not None:
+    tokenizer = models.load_tokenizer(models.Settings(plan.config.core), checkpoint)
+    if plan.adapted():
+        trainee = build(plan)
+        assert plan.adapter is not None
         plan.adapter.load(trainee.adapters, checkpoint)
-    _plain_attention(trainee.model)
-    return Opened(trainee.model.eval(), models.load_tokenizer(models.Settings(plan.config.core), checkpoint))
+        _plain_attention(trainee.model)
+        return Opened(trainee.model.eval(), tokenizer)
+    try:
+        import peft
+    except ImportError as error:
+        raise ModelError("virtual tokens generate through PEFT", where=str(checkpoint), how="pip install peft") from error
+    model: Any = plan.model_source.load({}, {}, device=plan.parallelism.device())
+    _plain_attention(model)
+    return Opened(peft.PeftModel.from_pretrained(model, checkpoint).eval(), tokenizer)
 
 
 def adapter_at(path: Path) -> Path:
@@ -186,7 +197,8 @@ def generate(opened: Opened, prompt: str, *, max_new_tokens: int, temperature: f
         raise ModelError("the prompt has no tokens", where="--prompt", how="give some text")
     torch.manual_seed(seed)
     how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {"do_sample": False}
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Position ids are not supported")  # PEFT's, of its own doing
         output = model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),

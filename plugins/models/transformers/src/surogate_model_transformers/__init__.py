@@ -26,6 +26,7 @@ _HOMES = {
     "batch_loss": "loss",
     "logits": "loss",
     "check_head": "loss",
+    "set_tokens": "virtual",
     "save_model": "export",
 }
 __all__ = list(_HOMES)
