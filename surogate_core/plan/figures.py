@@ -25,20 +25,21 @@ def count(
     sites = outline.sites
     parameters = {name: tuple(parameter.shape) for name, parameter in outline.skeleton.named_parameters()}
     total = sum(map(math.prod, parameters.values()))
-    trained, trained_size = parameters, size
+    trained, trained_size = parameters, float(size)
     if adapter is not None:
         trained, bytes_trained = _adapter_shapes(
             adapter, [site for site in sites if site.name in slots and slots[site.name].adapter], outline
         )
-        trained_size = bytes_trained // max(1, sum(map(math.prod, trained.values())))
+        trained_size = bytes_trained / max(1, sum(map(math.prod, trained.values())))
     trainable = sum(map(math.prod, trained.values()))
+    own = sum(math.prod(shape) for name, shape in trained.items() if name in parameters)
     rows = core.per_device_train_batch_size * core.gradient_accumulation_steps
     tokens = core.per_device_train_batch_size * core.sequence_len
     vocabulary = max((site.shape[0] for site in sites if site.kind in ("head", "embedding")), default=0)
     memory = {
         "weights": total * size,
-        **({"adapter": trainable * trained_size} if adapter is not None else {}),
-        "gradients": trainable * trained_size,
+        **({"adapter": int(trained_size * (trainable - own))} if adapter is not None else {}),
+        "gradients": int(trainable * trained_size),
         "optimizer": sum(optimizer.state_bytes(shape, name) for name, shape in trained.items()),
         "activations": tokens * size * _activation_width(sites, core.recompute),
         "head": min(HEAD_CHUNK_BYTES, tokens * vocabulary * 8),

@@ -166,7 +166,7 @@ def test_other_bases_ranks_and_torn_adapters_are_named(config: dict[str, Any], f
         f"{key}.lora_B.weight missing": spoil(first, tmp_path / "c", without(f"{key}.lora_B")),
         "no tensors for target up_proj": spoil(first, tmp_path / "d", without_up, target_modules=["q_proj", "up_proj"]),
         "is no tensor of LoRA": spoil(first, tmp_path / "e", lambda stored: {**stored, "lm_head.weight": torch.zeros(2, 2)}),
-        "modules_to_save": spoil(first, tmp_path / "f", modules_to_save=["lm_head"]),
+        "no tensors for lm_head": spoil(first, tmp_path / "f", modules_to_save=["lm_head"]),
         "the adapter is DoRA": made(Path(config["model"]), tmp_path / "g", use_dora=True),
     }
     for said, path in cases.items():

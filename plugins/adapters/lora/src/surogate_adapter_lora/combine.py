@@ -19,8 +19,8 @@ def concatenate(parts: Sequence[Part]) -> Stored:
     """The exact sum, as one adapter whose rank is the sum of the ranks: A = [A₁; A₂; …], B = [B₁, f₂·B₂, …]. PEFT's "cat".
 
     The first part keeps its bits when its weight is 1: the result has its scale, and the others carry the ratio. Layers that a part
-    does not adapt have zeros in its place. The first part may be DoRA, whose norm then is that of the base with the other updates.
-    Sums are float32.
+    does not adapt have zeros in its place. The first part may be DoRA, whose norm then is that of the base with the other updates,
+    and keeps what it trained whole. Sums are float32.
     """
     first, own = parts[0]
     rank = sum(part.rank for part, _ in parts)
@@ -40,7 +40,7 @@ def concatenate(parts: Sequence[Part]) -> Stored:
         layers[name] = {"lora_A": a, "lora_B": b}
         if first.dora:
             layers[name]["lora_magnitude"] = first.layers[name]["lora_magnitude"].detach().float()
-    return Stored(rank=rank, alpha=first.scale * rank, dora=first.dora, dropout=first.dropout, layers=layers)
+    return Stored(rank=rank, alpha=first.scale * rank, dora=first.dora, dropout=first.dropout, layers=layers, parts=first.parts)
 
 
 def linear(parts: Sequence[Part]) -> Stored:
@@ -68,7 +68,13 @@ def linear(parts: Sequence[Part]) -> Stored:
 
 
 def plain_only(parts: Sequence[Stored], where: str) -> None:
-    """Raises ModelError when one is DoRA: its update depends on the weight that it is added to."""
+    """Raises ModelError when one is DoRA, whose update depends on the weight that it is added to, or has modules trained whole."""
+    if len(parts) > 1 and any(part.parts for part in parts):
+        raise ModelError(
+            "an adapter with modules that were trained whole (modules_to_save) cannot be added to others",
+            where=where,
+            how="merge it first, and use the result as the base model of the others",
+        )
     if len(parts) > 1 and any(part.dora for part in parts):
         raise ModelError(
             "a DoRA adapter cannot be added to others: its update depends on the weight under it",

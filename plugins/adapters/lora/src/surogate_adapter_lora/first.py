@@ -32,6 +32,9 @@ def check_first(adapter: Any, model: str, sites: Sequence[Site], adapted: Sequen
     if first.dora:
         how = "merge it with `surogate merge` and give the result as model"
         found.append(("the adapter is DoRA, whose update depends on the weight under it", how))
+    if first.parts:
+        how = "merge it with `surogate merge` and give the result as model"
+        found.append((f"the adapter has modules that were trained whole: {', '.join(sorted(first.parts)[:3])}", how))
     if adapter.options.lora_use_dora and (more := sorted(set(first.layers) - {site.name for site in adapted})):
         what = f"with lora_use_dora every layer of the first adapter must be adapted, {', '.join(more[:3])} would not be"
         found.append((what, "adapt these layers too (lora_target_modules), or set lora_use_dora = false"))

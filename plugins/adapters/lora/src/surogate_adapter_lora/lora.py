@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from surogate_adapter_lora import peft_format
 from surogate_adapter_lora.combine import concatenate
 from surogate_adapter_lora.layer import LoraLinear, bind, from_stored, merge_into, put_beside, update_of
+from surogate_adapter_lora.parts import chosen, once, weights_of
 from surogate_adapter_lora.plugin import Options
 from surogate_adapter_lora.targets import refusal
 from surogate_core.contracts import Context, Outline, Site
@@ -66,12 +67,12 @@ class Lora:
             b.zero_()
 
     def attached(self, outline: Outline) -> dict[str, nn.Module]:
-        """The slots hold all that is trained."""
-        return {}
+        """The modules of ``train_modules``, each weight once."""
+        return once(chosen(outline.skeleton, self.options.train_modules))
 
     def attach(self, model: nn.Module, modules: Mapping[str, nn.Module], generator: torch.Generator) -> dict[str, nn.Module]:
         """``adapter_path`` is merged into the weights or put beside them; with DoRA the adapters learn their layers, and magnitudes
-        start as the norms of their rows."""
+        start as the norms of their rows. The modules of ``train_modules`` are trained from here on."""
         if self.first is not None:
             put = merge_into if self.options.adapter_mode == "merge" else put_beside
             put(model, from_stored(self.first))
@@ -80,7 +81,11 @@ class Lora:
             for module in modules.values():
                 if isinstance(module, LoraLinear) and module.lora_magnitude is not None:
                     module.lora_magnitude.copy_(module.norm())
-        return {}
+        whole = chosen(model, self.options.train_modules)
+        for module in whole.values():
+            for parameter in weights_of(module).values():
+                parameter.requires_grad_(True)
+        return whole
 
     @functools.cached_property
     def first(self) -> peft_format.Stored | None:
@@ -96,7 +101,8 @@ class Lora:
             rslora=options.lora_use_rslora,
             dora=options.lora_use_dora,
             dropout=options.lora_dropout,
-            layers={name: dict(module.named_parameters()) for name, module in modules.items()},
+            layers={name: dict(module.named_parameters()) for name, module in modules.items() if isinstance(module, LoraLinear)},
+            parts={name: weights_of(module) for name, module in modules.items() if not isinstance(module, LoraLinear)},
         )
         return own if self.first is None else concatenate([(own, 1.0), (self.first, 1.0)])
 
@@ -119,6 +125,10 @@ class Lora:
                 )
         with torch.no_grad():
             for name, module in modules.items():
+                if not isinstance(module, LoraLinear):
+                    for key, parameter in weights_of(module).items():
+                        parameter.copy_(found.parts[name][key])
+                    continue
                 for key, parameter in module.named_parameters():
                     tensor = found.layers[name][key]
                     parameter.copy_(tensor[:rank] if key == "lora_A" else tensor[:, :rank] if key == "lora_B" else tensor)

@@ -12,6 +12,7 @@ import torch
 
 from surogate_adapter_lora.combine import concatenate, linear, plain_only
 from surogate_adapter_lora.layer import from_stored, merge_into
+from surogate_adapter_lora.parts import put_in
 from surogate_adapter_lora.peft_format import Stored, read, read_config, write
 from surogate_adapter_lora.serve import SHORTEST, adapter_at, adapter_for
 from surogate_core.config import CoreOptions
@@ -60,6 +61,7 @@ def merge(
     for place in places:
         adapter_for(place, sites)
     model = models.load_model(hf_config, settings, device="cpu")
+    put_in(model, total.parts, "--adapter")
     merge_into(model, from_stored(total))
     write_model(model, settings, hf_config, own_tokenizer, output, dtype, shard_size)
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from attrs import frozen
+from attrs import field, frozen
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -28,7 +28,6 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
     "lora_bias": (False, None),
     "rank_pattern": ({}, None),
     "alpha_pattern": ({}, None),
-    "modules_to_save": ([], None),
     "trainable_token_indices": ([], {}, None),
     "layer_replication": ([], None),
     "target_parameters": ([], None),
@@ -52,6 +51,8 @@ class Stored:
     dora: bool = False
     dropout: float = 0.0
     layers: Weights
+    parts: Weights = field(factory=dict)
+    """Modules trained whole (``modules_to_save``): name → its parameters."""
 
     @property
     def scale(self) -> float:
@@ -61,7 +62,7 @@ class Stored:
 # ---------------------------------------------------------------- write
 def write(directory: Path, stored: Stored, base_model: str) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in flat(stored.layers).items()}
+    tensors = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in flat(stored).items()}  # tied ones apart
     save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
     config = {
         "peft_type": "LORA",
@@ -77,14 +78,15 @@ def write(directory: Path, stored: Stored, base_model: str) -> None:
         "init_lora_weights": True,
         "use_dora": stored.dora,
         "use_rslora": stored.rslora,
-        "modules_to_save": None,
+        "modules_to_save": sorted(stored.parts) or None,
     }
     (directory / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def flat(layers: Weights) -> dict[str, Tensor]:
+def flat(stored: Stored) -> dict[str, Tensor]:
     """Under the names that PEFT's files have."""
-    return {f"{_PREFIX}{layer}.{_KEYS[own]}": tensor for layer, parts in layers.items() for own, tensor in parts.items()}
+    layers = {f"{_PREFIX}{layer}.{_KEYS[own]}": tensor for layer, some in stored.layers.items() for own, tensor in some.items()}
+    return layers | {f"{_PREFIX}{name}.{own}": tensor for name, some in stored.parts.items() for own, tensor in some.items()}
 
 
 # ---------------------------------------------------------------- read
@@ -126,10 +128,15 @@ def read(directory: Path) -> Stored:
     tensors = _read_weights(directory)
     names = {theirs: own for own, theirs in _KEYS.items()}
     layers: dict[str, dict[str, Tensor]] = {}
+    parts: dict[str, dict[str, Tensor]] = {}
+    whole = config.get("modules_to_save") or ()
     wrong = []
     for key, tensor in tensors.items():
         layer, dot, part = key.removeprefix(_PREFIX).rpartition(".lora_")
-        if not dot or f"lora_{part}" not in names:
+        module, _, parameter = key.removeprefix(_PREFIX).rpartition(".")
+        if any(module == name or module.endswith(f".{name}") for name in whole):
+            parts.setdefault(module, {})[parameter] = tensor
+        elif not dot or f"lora_{part}" not in names:
             wrong.append(f"{key} is no tensor of LoRA")
         else:
             layers.setdefault(layer, {})[names[f"lora_{part}"]] = tensor
@@ -140,7 +147,9 @@ def read(directory: Path) -> Stored:
         dora=bool(config.get("use_dora")),
         dropout=config.get("lora_dropout") or 0.0,
         layers=layers,
+        parts=parts,
     )
+    wrong += [f"no tensors for {name}" for name in whole if not any(f".{part}".endswith(f".{name}") for part in parts)]
     wrong += _incomplete(stored, config.get("target_modules"))
     if wrong:
         raise ModelError(
@@ -194,20 +203,20 @@ def misfits(stored: Stored, sites: Sequence[Site]) -> list[str]:
 
 def same_form(found: Stored, wanted: Stored, directory: Path) -> None:
     """Raises ModelError when kind, rank, scale, layers or shapes differ."""
-    for key, field in (
+    for key, part in (
         ("lora_rank", "rank"),
         ("lora_alpha", "alpha"),
         ("lora_use_dora", "dora"),
         ("lora_use_rslora", "rslora"),
     ):
-        given, here = getattr(found, field), getattr(wanted, field)
+        given, here = getattr(found, part), getattr(wanted, part)
         if given != here:
             raise ModelError(
                 f"the adapter has {key} {given}, this run {here}",
                 where=str(directory),
                 how=f"set {key} = {json.dumps(given)}",
             )
-    stored, tensors = flat(found.layers), flat(wanted.layers)
+    stored, tensors = flat(found), flat(wanted)
     wrong = [f"{key} missing" for key in tensors if key not in stored]
     wrong += [f"{key} not of this run" for key in stored if key not in tensors]
     wrong += [

@@ -50,6 +50,12 @@ class Options:
         default="merge",
         metadata=doc("`merge` adds the adapter of `adapter_path` to the weights; `stack` keeps it beside them, frozen."),
     )
+    train_modules: list[str] = field(
+        factory=list,
+        metadata=doc(
+            "Parts to train whole beside the adapter, by name, end of it or pattern (`lm_head`, `embed_tokens`, `*norm`)."
+        ),
+    )
     merge_adapter: bool = field(
         default=False,
         metadata=doc("At the end write the model with the adapter merged into it, to `output_dir`/merged."),
@@ -101,6 +107,8 @@ def check_config(config: Config) -> list[Problem]:
     def problem(key: str, what: str, how: str) -> None:
         problems.append(Problem(what, where=f"{config.origins[key]}, key {key}", how=how))
 
+    if own.train_modules and not _in_force(core):
+        problem("train_modules", 'train_modules needs lora = true and adapter = "lora"', "set them, or train_modules = []")
     if own.merge_adapter and not _in_force(core):
         problem("merge_adapter", 'merge_adapter needs lora = true and adapter = "lora"', "set them, or merge_adapter = false")
     if own.adapter_path is None:
@@ -125,10 +133,16 @@ def check_plan(plan: Plan, device: str) -> list[Problem]:
     if not _in_force(core):
         return []
     from surogate_adapter_lora.first import check_first
+    from surogate_adapter_lora.parts import check_parts
     from surogate_adapter_lora.targets import check_targets
 
     own = plan.config.of(Options)
-    return [*check_targets(own.lora_target_modules, plan.sites), *check_first(plan.adapter, core.model, plan.sites, plan.adapted())]
+    parts = check_parts(own.train_modules, plan.outline.skeleton, plan.adapted()) if own.train_modules else []
+    return [
+        *check_targets(own.lora_target_modules, plan.sites),
+        *parts,
+        *check_first(plan.adapter, core.model, plan.sites, plan.adapted()),
+    ]
 
 
 @hookimpl

@@ -16,6 +16,7 @@ from surogate_model_transformers.plugin import Settings
 
 from surogate_adapter_lora.combine import plain_only
 from surogate_adapter_lora.layer import Several, put_together
+from surogate_adapter_lora.parts import put_in
 from surogate_adapter_lora.peft_format import CONFIG, Stored, is_lora, misfits, read, read_config
 from surogate_core.config import Config, CoreOptions, load
 from surogate_core.contracts import Site
@@ -86,6 +87,8 @@ class Opened:
         """Put these adapters (by number, in the order in which they were given) in use, all at once, and no other; without numbers
         the base model. Nothing is loaded or copied. Raises ModelError for a DoRA adapter among several."""
         plain_only([self.adapters[number][1] for number in numbers], "adapters in use")
+        if not numbers and any(adapter.parts for _, adapter in self.adapters):
+            raise ModelError("the base model was changed by modules trained whole", where="adapters in use", how="open it alone")
         for module in self.model.modules():
             if isinstance(module, Several):
                 module.active = numbers
@@ -105,7 +108,11 @@ def open_model(source: str, adapters: Sequence[Path] = (), dtype: Literal["fp32"
     settings = _with(settings, sequence_len=models.context_length(hf_config) or SHORTEST)
     sites = models.list_sites(models.skeleton(hf_config, settings)) if places else ()
     stored = tuple((place, adapter_for(place, sites)) for place in places)
+    if any(adapter.parts for _, adapter in stored):
+        plain_only([adapter for _, adapter in stored], "--adapter")
     model = models.load_model(hf_config, settings, device="cuda" if torch.cuda.is_available() else "cpu")
+    for place, adapter in stored:
+        put_in(model, adapter.parts, str(place))
     put_together(model, [adapter for _, adapter in stored])
     own_tokenizer = next((place for place in places if (place / "tokenizer_config.json").is_file()), None)
     tokenizer = models.load_tokenizer(settings, own_tokenizer)
