@@ -47,6 +47,12 @@ def register_pipelines() -> list[Offer]:
 
 
 @hookspec
+def register_checkpoints() -> list[Offer]:
+    """Where checkpoints are kept, chosen by ``checkpoint_store``. ``build(options, context)`` returns a
+    :data:`~surogate_core.contracts.CheckpointStore`: ``open(root, limit)`` gives the checkpoints of one run."""
+
+
+@hookspec
 def register_recipes() -> list[Offer]:
     """Precision recipes, chosen by ``recipe``. ``build(options, context)`` returns a :class:`~surogate_core.contracts.Recipe`,
     which fills the compute slot of the linear layers that it claims."""

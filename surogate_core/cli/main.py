@@ -26,7 +26,6 @@ COMMANDS = {
     "sft": ("surogate_core.cli.run:sft", "Fine-tune."),
     "validate": ("surogate_core.cli.inspect:validate", "Check a configuration; nothing is loaded."),
     "plan": ("surogate_core.cli.inspect:plan", "Show what a run would build, and its memory, steps and parameters."),
-    "explain": ("surogate_core.cli.inspect:explain", "Show value, origin and owner of each key."),
     "plugins": ("surogate_core.cli.inspect:plugins", "List the installed plugins and what they offer."),
 }
 EPILOG = 'Shell completion: eval "$(_SUROGATE_COMPLETE=bash_source surogate)" (or zsh_source, fish_source).'

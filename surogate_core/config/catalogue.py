@@ -10,6 +10,7 @@ import attrs
 from attrs import frozen
 
 from surogate_core.config.options import CoreOptions, DatasetOptions
+from surogate_core.config.structure import describe
 from surogate_core.offers import Owner, Range
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 CHOSEN_BY = {
     "model_backend": "models",
     "data_pipeline": "pipelines",
+    "checkpoint_store": "checkpoints",
     "recipe": "recipes",
     "optimizer": "optimizers",
     "lr_scheduler_type": "schedules",
@@ -27,7 +29,7 @@ CHOSEN_BY = {
 }
 """Key → kind of offer that it chooses."""
 
-KINDS = ("models", "pipelines", "recipes", "adapters", "fusions", "optimizers", "schedules", "datasets", "loggers", "parallelisms")
+KINDS = (*CHOSEN_BY.values(), "fusions", "parallelisms")
 
 
 @frozen(eq=False)
@@ -47,6 +49,11 @@ class Key:
     @property
     def ranges(self) -> tuple[Range, ...]:
         return tuple(check for check in self.validators if isinstance(check, Range))
+
+    @property
+    def wanted(self) -> str:
+        """Type and bounds in words: ``a number >= 0 and <= 1``."""
+        return " ".join([describe(self.kind), " and ".join(map(str, self.ranges))]).strip()
 
 
 def keys_of(options: type, owner: Owner | str, offers: tuple[tuple[str, str], ...] = ()) -> Iterator[Key]:

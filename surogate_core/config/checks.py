@@ -32,6 +32,9 @@ def findings(core: CoreOptions, *, need_data: bool) -> Iterator[Finding]:
         first = "warmup_steps" if core.warmup_steps else "warmup_ratio"
         what = f"warmup ({warmup} steps) and cooldown_steps ({core.cooldown_steps}) are longer than max_steps ({core.max_steps})"
         yield ("cooldown_steps", first, "max_steps"), what, f"lower {first} or cooldown_steps, or raise max_steps"
+    if core.master_dtype == "bf16" and core.model_dtype == "fp32":
+        what = 'master_dtype = "bf16" with model_dtype = "fp32": masters would be coarser than the weights'
+        yield ("master_dtype", "model_dtype"), what, "remove master_dtype, or set it to fp32"
     if core.from_scratch and core.lora:
         how = "set lora = false to train all weights from scratch, or from_scratch = false to adapt the model's own"
         yield ("from_scratch", "lora"), "from_scratch = true with lora = true would adapt random weights", how

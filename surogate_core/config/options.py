@@ -46,6 +46,7 @@ class CoreOptions:
     run_name: str | None = field(default=None, metadata=doc("Name of the run. Unset: the model's name and the time of the start."))
     output_dir: str = field(default="output", metadata=doc("Directory for metrics, configuration and checkpoints."))
     checkpoint_dir: str | None = field(default=None, metadata=doc("Directory for checkpoints. Unset: `output_dir`."))
+    checkpoint_store: str = field(default="local", metadata=doc("What keeps the checkpoints."))
     resume_from_checkpoint: bool = field(
         default=True, metadata=doc("Continue from the newest complete checkpoint, if there is one.")
     )
@@ -90,6 +91,13 @@ class CoreOptions:
     )
     final_lr_fraction: float = field(
         default=0.0, validator=between(0, 1), metadata=doc("Final learning rate as a fraction of the base rate.")
+    )
+    master_dtype: Literal["fp32", "bf16"] | None = field(
+        default=None,
+        metadata=doc(
+            "`fp32` keeps float32 masters of bfloat16 weights, 2 more bytes a value; without them updates are rounded "
+            "stochastically. An adapter's masters are its own (`lora_dtype`)."
+        ),
     )
     weight_decay: float = field(default=0.1, validator=ge(0), metadata=doc("Decoupled weight decay; not on norms and biases."))
     max_grad_norm: float = field(default=0.0, validator=ge(0), metadata=doc("Clip the gradient's norm to this; 0 is off."))

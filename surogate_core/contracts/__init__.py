@@ -3,6 +3,7 @@
 torch is imported for type checking only: this package is read by plugins that are merely being listed.
 """
 
+from surogate_core.contracts.checkpoints import Checkpoints, CheckpointStore, Saved  # noqa: F401
 from surogate_core.contracts.context import Context, Decision, FormatContext, LoggerContext, PipelineContext, RunInfo  # noqa: F401
 from surogate_core.contracts.data import Batch, Batches, Data, Format, Pipeline, Sample, Step  # noqa: F401
 from surogate_core.contracts.model import Adapter, Attaches, Fusion, ModelSource, Outline, Recipe, Site, SiteKind  # noqa: F401

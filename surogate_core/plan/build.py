@@ -31,6 +31,7 @@ def make_plan(config: Config, host: Host) -> Plan:
     chosen = {
         "models": host.offer("models", core.model_backend),
         "pipelines": host.offer("pipelines", core.data_pipeline),
+        "checkpoints": host.offer("checkpoints", core.checkpoint_store),
         "recipes": host.offer("recipes", core.recipe),
         "optimizers": host.offer("optimizers", core.optimizer),
         "schedules": host.offer("schedules", core.lr_scheduler_type),
@@ -56,6 +57,7 @@ def make_plan(config: Config, host: Host) -> Plan:
         device=device,
         model_source=built["models"],
         pipeline=built["pipelines"],
+        checkpoints=built["checkpoints"],
         outline=outline,
         slots=slots,
         fused=fuse(config, host, context, outline),

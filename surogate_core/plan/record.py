@@ -10,6 +10,7 @@ from attrs import frozen
 from surogate_core.config import Config
 from surogate_core.contracts import (
     Adapter,
+    CheckpointStore,
     ModelSource,
     Optimizer,
     Outline,
@@ -61,6 +62,7 @@ class Plan:
     device: str
     model_source: ModelSource
     pipeline: Pipeline
+    checkpoints: CheckpointStore
     outline: Outline
     slots: Mapping[str, Slots]
     fused: Mapping[str, Fused]

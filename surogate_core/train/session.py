@@ -11,13 +11,12 @@ from typing import Any
 import attrs
 import torch
 
-from surogate_core.contracts import Batches, Data, LoggerContext, RunInfo
+from surogate_core.contracts import Batches, Data, LoggerContext, RunInfo, Saved
 from surogate_core.errors import ResumeError, SurogateError
 from surogate_core.host import Host, Observers, attributed
 from surogate_core.offers import Owner
 from surogate_core.plan import Plan
 from surogate_core.train import drift
-from surogate_core.train.checkpoint import Checkpoints, Saved, room, set_aside
 from surogate_core.train.fanout import Fanout
 from surogate_core.train.loop import Job, Progress, train
 from surogate_core.train.records import Records, redact
@@ -36,7 +35,7 @@ class Session:
         self.plan, self.host, self.stop, self.quiet, self.started = plan, host, stop, quiet, started
         self.core = plan.config.core
         self.output_dir = output_dir
-        self.checkpoints = Checkpoints(checkpoint_dir, self.core.save_total_limit)
+        self.checkpoints = plan.checkpoints(checkpoint_dir, self.core.save_total_limit)
         self.observers = Observers(host, self.notice)
         self.early: list[str] = []
         self.logger_states: dict[str, Any] = {}
@@ -93,7 +92,7 @@ class Session:
 
     # ------------------------------------------------------------ the run
     def run(self, *, fresh: bool, allow_drift: bool) -> Summary:
-        if fresh and (aside := set_aside(self.output_dir, self.checkpoints.root)):
+        if fresh and (aside := self.checkpoints.set_aside(self.output_dir)):
             self.notice(f"started over; the earlier run is kept in {aside}")
         tokenizer = self.plan.model_source.tokenizer()
         data = self.plan.pipeline.prepare(tokenizer, self.notice, live=not self.quiet)
@@ -115,7 +114,7 @@ class Session:
             progress = progress_from(saved.state["progress"])
             if progress.best_step == saved.step:  # a kill between the save and its mark leaves none
                 self.checkpoints.mark_best(saved.path)
-        room(self.checkpoints.root, saved_bytes(trainee, optimizer) * 2)
+        self.checkpoints.room(saved_bytes(trainee, optimizer) * 2)
         self.open_logs(progress.step)
         info = self._introduce(data, training, validation, trainee, total, progress.step)
 

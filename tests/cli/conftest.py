@@ -33,6 +33,7 @@ def stand_in(**more: Any) -> SimpleNamespace:
     given: dict[str, list[tuple[str, type | None]]] = {
         "models": [("transformers", None)],
         "pipelines": [("packed", PipelineOptions)],
+        "checkpoints": [("local", None)],
         "recipes": [("bf16", None)],
         "adapters": [("lora", LoraOptions)],
         "schedules": [("linear", None), ("cosine", None), ("wsd", None)],

@@ -33,36 +33,6 @@ def test_plan_prints_what_the_plan_renders(surogate: Callable[..., Result], conf
     assert surogate("plan", config, "--save-steps", "9").stdout == "plan of 9\n"
 
 
-def test_explain_one_key(surogate: Callable[..., Result], config: Path) -> None:
-    done = surogate("explain", config, "save-steps")
-    assert done.stdout.splitlines() == [
-        "save_steps = 7 (c.toml:2)",
-        "  owner: surogate",
-        "  wants: a whole number >= 1",
-        "  Steps between checkpoints. One is always written at the end.",
-    ]
-    assert "save_steps = 9 (command line)" in surogate("explain", config, "save_steps", "--save-steps", "9").stdout
-    assert "  owner: surogate-stand-in 3.1\n" in surogate("explain", config, "lora_rank").stdout
-
-
-def test_explain_all_keys(surogate: Callable[..., Result], config: Path) -> None:
-    lines = surogate("explain", config).stdout.splitlines()
-    assert lines[0].split() == ["key", "value", "origin", "owner"]
-    rows = {line.split()[0]: line.split()[1:] for line in lines[1:]}
-    assert rows["save_steps"] == ["7", "c.toml:2", "surogate"]
-    assert rows["datasets.0.type"] == ['"conversation"', "c.toml:5", "surogate"]
-
-
-def test_explain_without_a_file(surogate: Callable[..., Result], config: Path) -> None:
-    assert surogate("explain", "lora_rank").stdout.startswith("lora_rank = 16\n  owner: surogate-stand-in 3.1\n")
-    assert surogate("explain").stdout.splitlines()[0].split() == ["key", "default", "owner", "meaning"]
-    done = surogate("explain", "save_step")
-    assert done.exit_code == 2
-    assert "there is no key save_step" in done.stderr
-    assert 'did you mean "save_steps"?' in done.stderr
-    assert surogate("explain", "--save-steps", "3").exit_code == 2
-
-
 def test_plugins_lists_offers_broken_plugins_and_collisions(surogate: Callable[..., Result], use: Callable[[Host], None]) -> None:
     done = surogate("plugins")
     assert done.exit_code == 0
@@ -77,9 +47,8 @@ def test_plugins_lists_offers_broken_plugins_and_collisions(surogate: Callable[.
     assert "broken: surogate-theirs 0.2 (theirs): PluginError: unknown hook 'register_recipies'" in done.stdout
 
 
-def test_explain_needs_no_data_and_validate_does(surogate: Callable[..., Result], tmp_path: Path) -> None:
+def test_validate_needs_data(surogate: Callable[..., Result], tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text('model = "owner/model"\n')
-    assert surogate("explain", tmp_path / "c.toml", "model").exit_code == 0
     done = surogate("validate", tmp_path / "c.toml")
     assert done.exit_code == 2
     assert "there are no datasets" in done.stderr

@@ -76,7 +76,7 @@ def test_commands_of_plugins_are_loaded_when_used(
     assert 'did you mean "say-hello"?' in surogate("say-helo").stderr
 
 
-@pytest.mark.parametrize(("word", "near"), [("validte", "validate"), ("rn", "run"), ("explan", "explain"), ("plugin", "plugins")])
+@pytest.mark.parametrize(("word", "near"), [("validte", "validate"), ("rn", "run"), ("vlidate", "validate"), ("plugin", "plugins")])
 def test_an_unknown_command_suggests_the_nearest(surogate: Callable[..., Result], word: str, near: str) -> None:
     done = surogate(word)
     assert done.exit_code == 2
@@ -101,7 +101,7 @@ def test_the_module_is_the_same_program(tmp_path: Path) -> None:
     assert done.stderr.startswith(f"error: there is no file {tmp_path / 'none.toml'}\n  where: working directory")
 
 
-@pytest.mark.parametrize("words", [["--help"], ["plugins"], ["validate", "CONFIG"], ["explain", "save_steps"], ["run", "--help"]])
+@pytest.mark.parametrize("words", [["--help"], ["plugins"], ["validate", "CONFIG"], ["run", "--help"]])
 def test_nothing_heavy_is_imported(config: Path, words: list[str]) -> None:
     """validate runs into missing plugins where none is installed, which is also before anything heavy."""
     code = (

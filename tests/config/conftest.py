@@ -66,6 +66,7 @@ def offers(kind: str) -> list[Offer]:
     found: dict[str, list[tuple[str, type | None]]] = {
         "models": [("transformers", ModelOptions)],
         "pipelines": [("packed", PipelineOptions)],
+        "checkpoints": [("local", None)],
         "recipes": [("bf16", None), ("fp8_test", Fp8Options)],
         "adapters": [("lora", LoraOptions)],
         "schedules": [("linear", None), ("cosine", None), ("wsd", None)],
@@ -82,7 +83,7 @@ def stand_in(**more: Any) -> SimpleNamespace:
     def register(kind: str) -> Any:
         return hookimpl(lambda: offers(kind))
 
-    kinds = ("models", "pipelines", "schedules", "recipes", "adapters", "optimizers", "datasets", "loggers")
+    kinds = ("models", "pipelines", "checkpoints", "schedules", "recipes", "adapters", "optimizers", "datasets", "loggers")
     return SimpleNamespace(
         **{f"register_{kind}": register(kind) for kind in kinds}, **{name: hookimpl(f) for name, f in more.items()}
     )

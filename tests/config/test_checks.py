@@ -28,6 +28,7 @@ def found(need_data: bool = True, **options: Any) -> list[tuple[tuple[str, ...],
         ),
         ({"max_steps": 10, "warmup_ratio": 0.6, "cooldown_steps": 5}, "cooldown_steps", "warmup (6 steps)", "lower warmup_ratio"),
         ({"from_scratch": True, "lora": True}, "from_scratch", "from_scratch = true with lora = true", "set lora = false"),
+        ({"master_dtype": "bf16", "model_dtype": "fp32"}, "master_dtype", "coarser than the weights", "remove master_dtype"),
         ({"model": "./nowhere"}, "model", "no such directory", "looked up from"),
         (
             {"task": "pt", "datasets": [DatasetOptions(path="a/b", type="chat")]},

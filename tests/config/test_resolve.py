@@ -250,6 +250,7 @@ def test_the_core_alone_names_every_missing_plugin_of_the_defaults() -> None:
     assert {p.how for p in found} == {
         "pip install surogate-model-transformers",
         "pip install surogate-pipeline-packed",
+        "pip install surogate-checkpoint-local",
         "pip install surogate-schedule-standard",
         "pip install surogate-recipe-bf16",
         "pip install surogate-optimizer-adamw-8bit",

@@ -21,6 +21,7 @@ PLUGINS = sorted(ROOT.glob("plugins/*/*/pyproject.toml"))
 KINDS = {
     "models": "model",
     "pipelines": "pipeline",
+    "checkpoints": "checkpoint",
     "recipes": "recipe",
     "adapters": "adapter",
     "quantizers": "quantizer",

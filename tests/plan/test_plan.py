@@ -200,7 +200,7 @@ def test_fusions_are_counted(model: Path, tmp_path: Path) -> None:
 
 
 class Elsewhere:
-    """A model source and a pipeline of a third party, which are ours under another name."""
+    """A model source, a pipeline and a place for checkpoints of a third party, two of which are ours under another name."""
 
     @staticmethod
     @hookimpl
@@ -212,8 +212,17 @@ class Elsewhere:
     def register_pipelines() -> list[Offer]:
         return [Offer("elsewhere", None, build="surogate_core.testing:build_pipeline", summary="Data from elsewhere.")]
 
+    @staticmethod
+    @hookimpl
+    def register_checkpoints() -> list[Offer]:
+        return [Offer("elsewhere", None, build="surogate_core.testing:build_store", summary="Checkpoints elsewhere.")]
 
-def test_models_and_data_can_come_from_elsewhere(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+
+def open_nothing(root: Path, limit: int) -> Any:
+    raise NotImplementedError
+
+
+def test_models_data_and_checkpoints_can_come_from_elsewhere(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from surogate_model_transformers.plugin import Options as ModelOptions
     from surogate_model_transformers.source import build as ours
 
@@ -223,7 +232,9 @@ def test_models_and_data_can_come_from_elsewhere(model: Path, tmp_path: Path, mo
 
     monkeypatch.setattr(testing, "build_models", lambda options, context: ours(ModelOptions(), context), raising=False)
     monkeypatch.setattr(testing, "build_pipeline", lambda options, context: Pipeline(context), raising=False)
-    made = plan(model, tmp_path, Elsewhere, model_backend="elsewhere", data_pipeline="elsewhere")
+    monkeypatch.setattr(testing, "build_store", lambda options, context: open_nothing, raising=False)
+    made = plan(model, tmp_path, Elsewhere, model_backend="elsewhere", data_pipeline="elsewhere", checkpoint_store="elsewhere")
+    assert made.checkpoints is open_nothing
     assert made.sites == plan(model, tmp_path).sites
     assert isinstance(made.pipeline, Pipeline)
     assert made.pipeline.format("text").name == "text"

@@ -94,11 +94,15 @@ def test_it_changes_the_losses_or_the_rates(go: Run, plain: list[tuple[float, fl
 
 @pytest.mark.parametrize(
     ("change", "base_change"),
-    [({"max_grad_norm": 0.01}, {"adamw_epsilon": 0.1}), ({"cooldown_steps": 2}, {"lr_scheduler_type": "cosine"})],
-    ids=["max_grad_norm", "cooldown_steps"],
+    [
+        ({"max_grad_norm": 0.01}, {"adamw_epsilon": 0.1}),
+        ({"cooldown_steps": 2}, {"lr_scheduler_type": "cosine"}),
+        ({"master_dtype": "fp32"}, {"model_dtype": "bf16"}),
+    ],
+    ids=["max_grad_norm", "cooldown_steps", "master_dtype"],
 )
 def test_it_changes_what_another_option_makes_visible(go: Run, change: dict[str, Any], base_change: dict[str, Any]) -> None:
-    """Adam's steps do not depend on the size of a gradient, unless epsilon counts."""
+    """Adam's steps do not depend on the size of a gradient, unless epsilon counts; float32 weights need no masters."""
     assert steps(go(**base_change, **change)) != steps(go(**base_change))
 
 

@@ -19,11 +19,10 @@ from surogate_adapter_lora.layer import Several, put_together
 from surogate_adapter_lora.parts import put_in
 from surogate_adapter_lora.peft_format import CONFIG, Stored, is_lora, misfits, read, read_config
 from surogate_core.config import Config, CoreOptions, load
-from surogate_core.contracts import Site
+from surogate_core.contracts import Context, Site
 from surogate_core.errors import DataError, ModelError, ResumeError
 from surogate_core.host import load_host
 from surogate_core.plan import make_plan
-from surogate_core.train.checkpoint import Checkpoints
 from surogate_core.train.evaluate import Evaluation, evaluate
 from surogate_core.train.setup import build
 
@@ -59,19 +58,24 @@ def evaluate_config(path: Path, checkpoint: Path | None, report: Callable[[str],
 
 
 def newest_checkpoint(config: Config) -> Path | None:
-    root = Path(config.core.checkpoint_dir or config.core.output_dir)
-    saved = Checkpoints(root, 1).newest() if root.is_dir() else None
-    return saved.path if saved else None
+    return _newest(Path(config.core.checkpoint_dir or config.core.output_dir), config.core.checkpoint_store)
 
 
 def checkpoint_at(path: Path) -> Path:
     """A checkpoint directory, or the newest checkpoint of a run's directory."""
     if (path / "state.json").is_file():
         return path.resolve()
-    saved = Checkpoints(path, 1).newest() if path.is_dir() else None
+    saved = _newest(path)
     if saved is None:
         raise ResumeError(f"there is no checkpoint {path}", where=str(path), how="give a directory checkpoint-NNNNNNNN of a run")
-    return saved.path
+    return saved
+
+
+def _newest(root: Path, store: str = "local") -> Path | None:
+    offer = load_host().offer("checkpoints", store)
+    context = Context(config=CoreOptions(model="", checkpoint_store=store))
+    saved = offer.load()(offer.options() if offer.options else None, context)(root, 1).newest()
+    return saved.path if saved else None
 
 
 # ---------------------------------------------------------------- generate

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from surogate_core.config.catalogue import CHOSEN_BY, Catalogue, Key, catalogue
-from surogate_core.config.explain import wanted
 from surogate_core.config.known import NOT_BUILT
 from surogate_core.config.sources import LISTS
 from surogate_core.config.structure import is_union, members, optional, show
@@ -115,7 +114,7 @@ def _section(title: str, keys: Iterable[Key]) -> list[str]:
     for key in keys:
         default = "required" if key.required else f"`{show(key.default)}`"
         owner = key.owner if isinstance(key.owner, str) else key.owner.distribution
-        kind = wanted(key) if key.name not in LISTS else "a list of tables"
+        kind = key.wanted if key.name not in LISTS else "a list of tables"
         cells = (f"`{key.name}`", kind, default, owner, key.doc)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return [*lines, ""]

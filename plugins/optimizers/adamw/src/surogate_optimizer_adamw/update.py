@@ -1,5 +1,5 @@
 """torch's fused AdamW. float32 parameters are updated in place; bfloat16 ones in a float32 scratch copy that is rounded back
-stochastically. Both moments are float32 in either case."""
+stochastically, or whose remainder is kept (``masters.py``). Both moments are float32 in either case."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch.optim.adamw import adamw
 
 from surogate_core.contracts import Context, ParamGroup
 from surogate_optimizer_adamw.fill import fill
+from surogate_optimizer_adamw.masters import keeps_masters, restore_, split_
 from surogate_optimizer_adamw.rounding import step_generator, stochastic_round_
 
 CHUNK = {"cpu": 1 << 18, "cuda": 1 << 26}
@@ -24,9 +25,10 @@ class AdamW:
     beta1: float
     beta2: float
     epsilon: float
+    masters: bool = False
 
     def state_bytes(self, shape: tuple[int, ...], name: str = "") -> int:
-        return 8 * math.prod(shape)
+        return (10 if self.masters else 8) * math.prod(shape)
 
     def bind(self, groups: Sequence[ParamGroup], seed: int) -> State:
         return State(self, groups, seed)
@@ -34,7 +36,7 @@ class AdamW:
 
 def build(options: None, context: Context) -> AdamW:
     core = context.config
-    return AdamW(beta1=core.adamw_beta1, beta2=core.adamw_beta2, epsilon=core.adamw_epsilon)
+    return AdamW(beta1=core.adamw_beta1, beta2=core.adamw_beta2, epsilon=core.adamw_epsilon, masters=keeps_masters(core))
 
 
 class State:
@@ -46,6 +48,12 @@ class State:
             name: tuple(torch.zeros_like(param, dtype=torch.float32, requires_grad=False) for _ in range(2))
             for group in groups
             for name, param in zip(group.names, group.params, strict=True)
+        }
+        self._remainders = {
+            name: torch.zeros_like(param, dtype=torch.int16, requires_grad=False)
+            for group in groups
+            for name, param in zip(group.names, group.params, strict=True)
+            if rule.masters and param.dtype == torch.bfloat16
         }
 
     @torch.no_grad()
@@ -61,18 +69,25 @@ class State:
                 if param.dtype == torch.float32:
                     exact.append((param.detach(), param.grad, m, v))
                 else:
-                    pieces += _cut(param.detach(), param.grad, m, v)
+                    pieces += _cut(param.detach(), param.grad, m, v, *self._remainder(name))
             self._fused(exact, lr, step, group.weight_decay)
             for batch in _batches(pieces):
                 device = batch[0][0].device
                 generator = generators.setdefault(device, step_generator(device, self._seed, step))
                 sizes = [param.numel() for param, *_ in batch]
                 scratch, grads = (_float([entry[index] for entry in batch]) for index in (0, 1))
+                remainder = torch.cat([entry[4] for entry in batch]) if self._rule.masters else None
+                if remainder is not None:
+                    restore_(scratch, remainder)
                 moments = [entry[2] for entry in batch], [entry[3] for entry in batch]
                 self._fused(
                     list(zip(scratch.split(sizes), grads.split(sizes), *moments, strict=True)), lr, step, group.weight_decay
                 )
-                rounded = stochastic_round_(torch.empty_like(scratch, dtype=torch.bfloat16), scratch, generator)
+                if remainder is None:
+                    rounded = stochastic_round_(torch.empty_like(scratch, dtype=torch.bfloat16), scratch, generator)
+                else:
+                    rounded = split_(scratch, remainder)
+                    torch._foreach_copy_([entry[4] for entry in batch], list(remainder.split(sizes)))
                 torch._foreach_copy_([param for param, *_ in batch], list(rounded.split(sizes)))
 
     def _fused(self, entries: Sequence[tuple[Tensor, ...]], lr: Tensor, step: int, weight_decay: float) -> None:
@@ -97,10 +112,14 @@ class State:
         )
 
     def state_dict(self) -> dict[str, Tensor]:
-        """For each parameter ``NAME.m`` and ``NAME.v``, float32 in its shape."""
-        return {
+        """For each parameter ``NAME.m`` and ``NAME.v``, float32 in its shape; with masters ``NAME.remainder``, int16."""
+        moments = {
             f"{name}.{moment}": tensor for name, pair in self._moments.items() for moment, tensor in zip("mv", pair, strict=True)
         }
+        return {**moments, **{f"{name}.remainder": tensor for name, tensor in self._remainders.items()}}
+
+    def _remainder(self, name: str) -> tuple[Tensor, ...]:
+        return (self._remainders[name],) if name in self._remainders else ()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         fill(self.state_dict(), state, "adamw")

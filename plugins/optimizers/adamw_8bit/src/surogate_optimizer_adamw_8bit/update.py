@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from attrs import frozen
 from surogate_optimizer_adamw.fill import fill
+from surogate_optimizer_adamw.masters import keeps_masters, restore_, split_
 from surogate_optimizer_adamw.rounding import step_generator, stochastic_round_
 from torch import Tensor
 
@@ -41,10 +42,12 @@ class AdamW8bit:
     beta1: float
     beta2: float
     epsilon: float
+    masters: bool = False
 
     def state_bytes(self, shape: tuple[int, ...], name: str = "") -> int:
         count = math.prod(shape)
-        return 8 * count if count < SMALL else 2 * _padded(count) + 2 * 4 * _padded(count) // BLOCK
+        moments = 8 * count if count < SMALL else 2 * _padded(count) + 2 * 4 * _padded(count) // BLOCK
+        return moments + (2 * count if self.masters else 0)
 
     def bind(self, groups: Sequence[ParamGroup], seed: int) -> State:
         return State(self, groups, seed)
@@ -52,7 +55,7 @@ class AdamW8bit:
 
 def build(options: None, context: Context) -> AdamW8bit:
     core = context.config
-    return AdamW8bit(beta1=core.adamw_beta1, beta2=core.adamw_beta2, epsilon=core.adamw_epsilon)
+    return AdamW8bit(beta1=core.adamw_beta1, beta2=core.adamw_beta2, epsilon=core.adamw_epsilon, masters=keeps_masters(core))
 
 
 @frozen(eq=False)
@@ -108,6 +111,9 @@ class State:
         self._codes = tuple(torch.full((ends[False],), book.zero, dtype=torch.uint8, device=device) for book in self._maps)
         self._absmax = tuple(torch.zeros(ends[False] // BLOCK, device=device) for _ in range(2))
         self._exact = tuple(torch.zeros(ends[True], device=device) for _ in range(2))
+        self._remainders = (
+            {small: torch.zeros(end, dtype=torch.int16, device=device) for small, end in ends.items()} if rule.masters else None
+        )
 
     @torch.no_grad()
     def step(self, lr: Tensor, step: int) -> None:
@@ -115,6 +121,9 @@ class State:
         for chunk in self._chunks:
             grad = chunk.gather("grad", self._device)
             param = chunk.gather("param", self._device)
+            remainder = self._remainders[chunk.small][chunk.start : chunk.stop] if self._remainders else None
+            if remainder is not None:
+                restore_(param, remainder)
             if chunk.small:
                 m, v = (moment[chunk.start : chunk.stop] for moment in self._exact)
                 self._update(param, grad, m, v, lr, step, chunk.weight_decay)
@@ -127,7 +136,7 @@ class State:
                 self._update(param, grad, m, v, lr, step, chunk.weight_decay)
                 for moment, (book, codes, absmax) in zip((m, v), states, strict=True):
                     book.quantize_(moment, codes, absmax)
-            self._scatter(chunk, param, generator)
+            self._scatter(chunk, param, remainder, generator)
 
     def _update(self, param: Tensor, grad: Tensor, m: Tensor, v: Tensor, lr: Tensor, step: int, weight_decay: float) -> None:
         """One AdamW update of float32 tensors (n,), in place."""
@@ -153,8 +162,8 @@ class State:
             return None
         return (v <= torch.finfo(v.dtype).max).logical_not_()
 
-    def _scatter(self, chunk: Chunk, values: Tensor, generator: torch.Generator) -> None:
-        rounded: Tensor | None = None
+    def _scatter(self, chunk: Chunk, values: Tensor, remainder: Tensor | None, generator: torch.Generator) -> None:
+        rounded = None if remainder is None else split_(values, remainder)
         for param, first, last, offset in chunk.pieces:
             target = param.detach().view(-1)[first:last]
             if param.dtype == torch.bfloat16:
@@ -163,10 +172,12 @@ class State:
                 target.copy_(rounded[offset : offset + last - first])
             else:
                 target.copy_(values[offset : offset + last - first])
+                if remainder is not None:
+                    remainder[offset : offset + last - first] = 0
 
     def state_dict(self) -> dict[str, Tensor]:
         """For each parameter ``NAME.m`` and ``NAME.v`` in its shape (uint8 codes, or float32 if small), and ``NAME.m_absmax`` and
-        ``NAME.v_absmax`` (one float32 a block) beside codes. Views of the arenas."""
+        ``NAME.v_absmax`` (one float32 a block) beside codes; with masters ``NAME.remainder`` (int16). Views."""
         return dict(self._entries())
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -181,6 +192,9 @@ class State:
                 if not place.small:
                     first = place.start // BLOCK
                     yield f"{place.name}.{moment}_absmax", absmax[first : first + _padded(count) // BLOCK]
+            if self._remainders and place.param.dtype == torch.bfloat16:
+                remainder = self._remainders[place.small][place.start : place.start + count]
+                yield f"{place.name}.remainder", remainder.view(place.param.shape)
 
 
 def _cut(places: Sequence[Place], weight_decay: float, small: bool, size: int) -> Iterator[Chunk]:

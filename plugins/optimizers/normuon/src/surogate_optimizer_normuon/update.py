@@ -10,7 +10,8 @@ For a matrix W (m, n) with rows as outputs, gradient G and learning rate lr::
     W = W - lr wd W - U                     with cautious decay only where U_ij W_ij >= 0
 
 The update is as large as AdamW's usually is, so both parts of the model share one learning rate. A matrix whose gradient is not
-finite keeps its value; its momentum fades as if the gradient were zero. bfloat16 weights are rounded stochastically.
+finite keeps its value; its momentum fades as if the gradient were zero. bfloat16 weights are rounded stochastically, or have
+masters.
 
 Matrices of one shape lie in one bank and are worked through together, a chunk of the bank at a time.
 """
@@ -23,6 +24,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from attrs import frozen
 from surogate_optimizer_adamw.fill import fill
+from surogate_optimizer_adamw.masters import restore_, split_
 from surogate_optimizer_adamw.rounding import step_generator, stochastic_round_
 from surogate_optimizer_adamw_8bit.codes import BLOCK, Codebook, codebook
 from surogate_optimizer_adamw_8bit.update import SMALL, AdamW8bit
@@ -61,7 +63,8 @@ class NorMuon:
             return self.adamw.state_bytes(shape)
         count = math.prod(shape[-2:])
         momentum = 4 * count if count < SMALL else _padded(count) + 4 * _padded(count) // BLOCK
-        return math.prod(shape[:-2]) * (momentum + 4 * shape[-2])
+        remainder = 2 * count if self.adamw.masters else 0
+        return math.prod(shape[:-2]) * (momentum + 4 * shape[-2] + remainder)
 
     def bind(self, groups: Sequence[ParamGroup], seed: int) -> State:
         return State(self, groups, seed)
@@ -100,7 +103,8 @@ class Piece:
 
 class Bank:
     """All matrices of one shape, dtype and weight decay, with their states: ``v`` (slots, m), and the momentum as float32 values
-    ``exact`` (slots, m n), or as ``codes`` (slots, m n rounded up to whole blocks) with ``absmax``."""
+    ``exact`` (slots, m n), or as ``codes`` (slots, m n rounded up to whole blocks) with ``absmax``; with
+    masters their ``remainder`` (slots, m, n)."""
 
     def __init__(self, shape: tuple[int, int], weight_decay: float, device: torch.device):
         self.shape, self.weight_decay, self.device = shape, weight_decay, device
@@ -114,7 +118,9 @@ class Bank:
         self.pieces.append(Piece(f"{name}.{cut.label}" if cut.label else name, param, cut, self.slots, count))
         self.slots += count
 
-    def allocate(self, zero: int) -> None:
+    def allocate(self, zero: int, masters: bool) -> None:
+        masters = masters and self.pieces[0].param.dtype == torch.bfloat16
+        self.remainder = torch.zeros(self.slots, *self.shape, dtype=torch.int16, device=self.device) if masters else None
         self.v = torch.zeros(self.slots, self.shape[0], device=self.device)
         if self.small:
             self.exact = torch.zeros(self.slots, self.values, device=self.device)
@@ -134,11 +140,15 @@ class Bank:
             values = piece.param.detach() if kind == "param" else piece.param.grad
             if (place := piece.within(first, last)) and values is not None:
                 matrices[place[1]].copy_(piece.cut.of(values)[place[0]])
+        if kind == "param" and self.remainder is not None:
+            restore_(matrices, self.remainder[first:last])
         return matrices
 
     def scatter(self, matrices: Tensor, first: int, last: int, generator: torch.Generator) -> None:
         dtype = self.pieces[0].param.dtype
-        if dtype == torch.bfloat16:
+        if self.remainder is not None:
+            matrices = split_(matrices, self.remainder[first:last])
+        elif dtype == torch.bfloat16:
             matrices = stochastic_round_(torch.empty_like(matrices, dtype=dtype), matrices, generator)
         for piece in self.pieces:
             if place := piece.within(first, last):
@@ -152,6 +162,8 @@ class Bank:
             if not self.small:
                 yield f"{piece.name}.m_absmax", self.absmax[slots]
             yield f"{piece.name}.v", self.v[slots]
+            if self.remainder is not None:
+                yield f"{piece.name}.remainder", self.remainder[slots]
 
 
 class State:
@@ -179,7 +191,7 @@ class State:
         self._book: Codebook = codebook(True, device)
         self._banks = list(banks.values())
         for bank in self._banks:
-            bank.allocate(self._book.zero)
+            bank.allocate(self._book.zero, rule.adamw.masters)
         self._others: OptimizerState = rule.adamw.bind(others, seed)
         self._device = device
 

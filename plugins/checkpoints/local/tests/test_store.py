@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import errno
 import json
 import os
@@ -10,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from surogate_checkpoint_local import store
+from surogate_checkpoint_local.store import Checkpoints
 
 from surogate_core.errors import Refused, ResumeError, SaveFailed
 from surogate_core.train import durable
-from surogate_core.train.checkpoint import Checkpoints, room, set_aside
 
 
 @pytest.fixture(autouse=True)
@@ -272,19 +274,19 @@ def test_room_says_what_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         return usage
 
     monkeypatch.setattr(shutil, "disk_usage", disk_usage)
-    room(tmp_path / "not" / "there", 3_000_000_000)
+    Checkpoints(tmp_path / "not" / "there", 1).room(3_000_000_000)
     with pytest.raises(Refused, match=r"too little disk: the checkpoints need 3\.1 GB, 3\.0 GB are free") as caught:
-        room(tmp_path / "not" / "there", 3_100_000_000)
+        Checkpoints(tmp_path / "not" / "there", 1).room(3_100_000_000)
     assert caught.value.exit_code == 2
     assert asked == [tmp_path, tmp_path]
 
 
 def test_set_aside_keeps_everything(tmp_path: Path) -> None:
-    assert set_aside(tmp_path) == ""
+    assert Checkpoints(tmp_path, 1).set_aside(tmp_path) == ""
     for number in (1, 2):
         checkpoints = save(tmp_path / "checkpoints", 1, 2)
         (tmp_path / "metrics.jsonl").write_text("{}\n")
-        where = set_aside(tmp_path, tmp_path / "checkpoints", tmp_path)
+        where = Checkpoints(tmp_path / "checkpoints", 1).set_aside(tmp_path)
         assert where == f"{tmp_path}/earlier-{number}, {tmp_path}/checkpoints/earlier-{number}"
         assert checkpoints.newest() is None
         assert not (tmp_path / "metrics.jsonl").exists()
@@ -292,3 +294,15 @@ def test_set_aside_keeps_everything(tmp_path: Path) -> None:
         assert earlier is not None
         assert earlier.step == 2
         assert (earlier.path.parent / "last").resolve() == earlier.path
+
+
+def test_a_save_changes_the_disk_through_this_layer_alone() -> None:
+    """Otherwise the tests that die at every operation would miss one. ``shutil.rmtree`` clears up after a failure."""
+    changing = {"write_text", "write_bytes", "mkdir", "replace", "rename", "unlink", "rmdir", "symlink_to", "fsync", "touch"}
+    tree = ast.parse(Path(store.__file__).read_text())
+    found = {
+        f"{ast.unparse(node.func.value)}.{node.func.attr}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in changing
+    }
+    assert {name for name in found if not name.startswith("durable.")} == set()

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 from attrs import frozen
 
 from surogate_core.config import Config
-from surogate_core.config.catalogue import Key, catalogue
+from surogate_core.config.catalogue import catalogue
 from surogate_core.config.known import NOT_BUILT
 from surogate_core.config.nearest import did_you_mean
 from surogate_core.config.sources import LISTS, path_of
-from surogate_core.config.structure import describe, show
+from surogate_core.config.structure import show
 from surogate_core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,11 +30,6 @@ class Row:
     doc: str
 
 
-def wanted(key: Key) -> str:
-    """Type and bounds in words: ``a number >= 0 and <= 1``."""
-    return " ".join([describe(key.kind), " and ".join(map(str, key.ranges))]).strip()
-
-
 def rows(host: Host, config: Config | None = None, key: str | None = None) -> list[Row]:
     """All keys of the configuration (of the installation without one), or those at and below ``key``. Raises ConfigError for a
     key that does not exist."""
@@ -46,20 +41,18 @@ def rows(host: Host, config: Config | None = None, key: str | None = None) -> li
             for k in (*known.base.values(), *(k for own in known.formats.values() for k in own.values()))
         ]
         for path, item in [*known.keys.items(), *tables]:
-            found.append(
-                Row(path, "required" if item.required else show(item.default), "", str(item.owner), wanted(item), item.doc)
-            )
+            found.append(Row(path, "required" if item.required else show(item.default), "", str(item.owner), item.wanted, item.doc))
     else:
         values = config.resolved()
         for path, item in known.keys.items():
             if path not in LISTS:
                 value = values.get(path, getattr(config.of(item.options), path))
-                found.append(Row(path, show(value), config.origins[path], str(item.owner), wanted(item), item.doc))
+                found.append(Row(path, show(value), config.origins[path], str(item.owner), item.wanted, item.doc))
         for path in values:
             if path.startswith(tuple(f"{root}." for root in LISTS)):
                 kind = values[".".join(path.split(".")[:2]) + ".type"]
                 part = known.table(kind)[path.split(".", 2)[2]]
-                found.append(Row(path, show(values[path]), config.origins[path], str(part.owner), wanted(part), part.doc))
+                found.append(Row(path, show(values[path]), config.origins[path], str(part.owner), part.wanted, part.doc))
     if key is None:
         return found
     wanted_key = path_of(key)

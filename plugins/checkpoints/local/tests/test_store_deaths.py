@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from surogate_checkpoint_local.store import Checkpoints
 
 from surogate_core.errors import SaveFailed
 from surogate_core.train import durable
-from surogate_core.train.checkpoint import Checkpoints
 
 SINGLE = ("make_directory", "write", "flush", "rename", "link", "unlink", "remove_directory")
 

@@ -6,8 +6,8 @@
     .checkpoint-00000050.replaced    complete, while a new one takes its name; still good until that one is there
     .checkpoint-00000050.deleted     on its way out
 
-Only the first and the fourth are ever read. A process may die between any two operations (``tests/train/test_checkpoint.py``
-kills it at each): one complete checkpoint, the old or the new, is found afterwards, and the next save cleans up.
+Only the first and the fourth are ever read. A process may die between any two operations (``tests/test_store_deaths.py`` kills it
+at each): one complete checkpoint, the old or the new, is found afterwards, and the next save cleans up.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import Any
 
 from attrs import field, frozen
 
+from surogate_core.contracts import Context
 from surogate_core.errors import Problem, Refused, ResumeError, SaveFailed
 from surogate_core.train import durable
 
@@ -55,9 +56,12 @@ class Saved:
                 raise ResumeError(f"{self.path.name}: {name} is not what was saved: {why}", where=str(self.path / name), how=how)
 
 
+def build(options: None, context: Context) -> Callable[[Path, int], Checkpoints]:
+    return Checkpoints
+
+
 class Checkpoints:
-    """The checkpoints of one directory. ``limit`` of them are kept. ``skipped`` names the torn ones that the last ``newest``
-    passed over, each with the reason."""
+    """The checkpoints of one directory, a :class:`~surogate_core.contracts.Checkpoints`."""
 
     def __init__(self, root: Path, limit: int):
         self.root = root
@@ -133,6 +137,35 @@ class Checkpoints:
                 [Problem(f"{name} is not complete: {why}", where=str(self.root / name), how=how) for name, why in self.skipped]
             )
         return None
+
+    def room(self, need: int) -> None:
+        """Raise Refused if the disk that will hold the checkpoints has fewer than ``need`` bytes free."""
+        there = next(path for path in (self.root.absolute(), *self.root.absolute().parents) if path.exists())
+        free = shutil.disk_usage(there).free
+        if free < need:
+            raise Refused(
+                f"too little disk: the checkpoints need {need / GIGABYTE:.1f} GB, {free / GIGABYTE:.1f} GB are free",
+                where=str(self.root),
+                how="free space, lower save_total_limit or set checkpoint_dir to another disk",
+            )
+
+    def set_aside(self, output_dir: Path) -> str:
+        """For a fresh start without deleting: move checkpoints and metrics of earlier runs into ``earlier-N`` of each directory.
+
+        Returns where they are, "" if there was nothing. The newest checkpoint goes first, the metrics last.
+        """
+        made = []
+        for directory in dict.fromkeys(path.resolve() for path in (output_dir, self.root)):
+            names = ("checkpoint-*", ".checkpoint-*.replaced", "last", "best", "metrics.jsonl")
+            found = [path for name in names for path in sorted(directory.glob(name), reverse=True)]
+            if found:
+                target = next(path for n in range(1, 10**6) if not (path := directory / f"earlier-{n}").exists())
+                durable.make_directory(target)
+                for path in found:
+                    durable.rename(path, target / path.name)
+                durable.flush(directory)
+                made.append(str(target))
+        return ", ".join(made)
 
     def _last_good(self) -> str:
         try:
@@ -247,34 +280,3 @@ def _remedy(number: int) -> str:
     if number in (errno.EROFS, errno.EACCES, errno.EPERM):
         return f"make the directory writable or set checkpoint_dir to another one, {again}"
     return f"check the disk, {again}"
-
-
-def room(root: Path, need: int) -> None:
-    """Raise Refused if the disk that will hold ``root`` has fewer than ``need`` bytes free."""
-    there = next(path for path in (root.absolute(), *root.absolute().parents) if path.exists())
-    free = shutil.disk_usage(there).free
-    if free < need:
-        raise Refused(
-            f"too little disk: the checkpoints need {need / GIGABYTE:.1f} GB, {free / GIGABYTE:.1f} GB are free",
-            where=str(root),
-            how="free space, lower save_total_limit or set checkpoint_dir to another disk",
-        )
-
-
-def set_aside(*directories: Path) -> str:
-    """For a fresh start without deleting: move checkpoints and metrics of earlier runs into ``earlier-N`` of each directory.
-
-    Returns where they are, "" if there was nothing. The newest checkpoint goes first, the metrics last.
-    """
-    made = []
-    for directory in dict.fromkeys(path.resolve() for path in directories):
-        names = ("checkpoint-*", ".checkpoint-*.replaced", "last", "best", "metrics.jsonl")
-        found = [path for name in names for path in sorted(directory.glob(name), reverse=True)]
-        if found:
-            target = next(path for n in range(1, 10**6) if not (path := directory / f"earlier-{n}").exists())
-            durable.make_directory(target)
-            for path in found:
-                durable.rename(path, target / path.name)
-            durable.flush(directory)
-            made.append(str(target))
-    return ", ".join(made)

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from surogate_command_explain.rows import rows
+
+from surogate_core.cli.main import main
+from surogate_core.config import load
+from surogate_core.errors import ConfigError
+from surogate_core.host import Host, load_host
+
+MINIMAL: dict[str, Any] = {"model": "owner/model", "datasets": [{"path": "owner/name", "type": "conversation"}]}
+LORA = "surogate-adapter-lora 0.1.0.dev0+src"
+
+
+@pytest.fixture(scope="module")
+def host() -> Host:
+    return load_host()
+
+
+@pytest.fixture
+def surogate() -> Callable[..., Result]:
+    return lambda *words: CliRunner().invoke(main, [str(word) for word in words])
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "c.toml"
+    path.write_text('model = "owner/model"\nsave_steps = 7\n[[datasets]]\npath = "owner/name"\ntype = "conversation"\n')
+    return path
+
+
+def test_value_origin_owner_and_documentation(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hush")
+    config = load({**MINIMAL, "run_name": "${HF_TOKEN}", "normuon_beta2": 0.5}, host, [("lora-rank", "8")])
+    (row,) = rows(host, config, "lora-rank")
+    wanted = ("lora_rank", "8", "command line", LORA, "a whole number >= 1")
+    assert (row.key, row.value, row.origin, row.owner, row.wanted) == wanted
+    (row,) = rows(host, config, "run_name")
+    assert row.value == '"${HF_TOKEN}"'
+    (row,) = rows(host, config, "normuon_beta2")  # not in force, still explained
+    assert (row.value, row.origin) == ("0.5", "mapping")
+    assert [row.key for row in rows(host, config, "messages_field")] == ["datasets.0.messages_field"]
+    assert {row.key for row in rows(host, config, "datasets.0")} >= {"datasets.0.path", "datasets.0.type", "datasets.0.split"}
+    assert len({row.key for row in rows(host, config)}) == len(rows(host, config))
+
+
+def test_without_a_configuration(host: Host) -> None:
+    (row,) = rows(host, None, "save_steps")
+    assert (row.value, row.origin, row.owner) == ("50", "", "surogate")
+    assert rows(host, None, "model")[0].value == "required"
+    assert rows(host, None, "gpus")[0].doc == "Not available in this version."
+    with pytest.raises(ConfigError, match='did you mean "save_steps"'):
+        rows(host, None, "save_step")
+
+
+def test_one_key(surogate: Callable[..., Result], config: Path) -> None:
+    done = surogate("explain", config, "save-steps")
+    assert done.stdout.splitlines() == [
+        "save_steps = 7 (c.toml:2)",
+        "  owner: surogate",
+        "  wants: a whole number >= 1",
+        "  Steps between checkpoints. One is always written at the end.",
+    ]
+    assert "save_steps = 9 (command line)" in surogate("explain", config, "save_steps", "--save-steps", "9").stdout
+    assert f"  owner: {LORA}\n" in surogate("explain", config, "lora_rank").stdout
+
+
+def test_all_keys(surogate: Callable[..., Result], config: Path) -> None:
+    lines = surogate("explain", config).stdout.splitlines()
+    assert lines[0].split() == ["key", "value", "origin", "owner"]
+    found = {line.split()[0]: line.split()[1:] for line in lines[1:]}
+    assert found["save_steps"] == ["7", "c.toml:2", "surogate"]
+    assert found["datasets.0.type"] == ['"conversation"', "c.toml:5", "surogate"]
+
+
+def test_without_a_file_and_without_data(surogate: Callable[..., Result], tmp_path: Path) -> None:
+    assert surogate("explain", "lora_rank").stdout.startswith(f"lora_rank = 16\n  owner: {LORA}\n")
+    assert surogate("explain").stdout.splitlines()[0].split() == ["key", "default", "owner", "meaning"]
+    done = surogate("explain", "save_step")
+    assert done.exit_code == 2
+    assert "there is no key save_step" in done.stderr
+    assert 'did you mean "save_steps"?' in done.stderr
+    assert surogate("explain", "--save-steps", "3").exit_code == 2
+    (tmp_path / "c.toml").write_text('model = "owner/model"\n')
+    assert surogate("explain", tmp_path / "c.toml", "model").exit_code == 0
