@@ -28,14 +28,14 @@ STEPS = 20
 def configuration(stories: Path, directory: Path, **changes: Any) -> dict[str, Any]:
     text = directory / "text.txt"
     shakespeare = (stories.parents[1] / "pretrain" / "tinyshakespeare.txt").read_text(encoding="utf-8")
-    text.write_text(shakespeare[:60_000], encoding="utf-8")
+    text.write_text(shakespeare[:20_000], encoding="utf-8")
     return {
         "model": str(stories),
         "model_dtype": "fp32",
         "output_dir": str(directory / "output"),
         "cache_dir": str(directory / "cache"),
-        "sequence_len": 128,
-        "per_device_train_batch_size": 4,
+        "sequence_len": 64,
+        "per_device_train_batch_size": 2,
         "gradient_accumulation_steps": 1,
         "max_steps": STEPS,
         "learning_rate": 2e-3,
@@ -120,12 +120,12 @@ def test_twenty_steps_are_pefts(kind: str, stories: Path, tmp_path: Path) -> Non
 
 def test_dora_resumes_bit_for_bit(stories: Path, tmp_path: Path) -> None:
     """With dropout, recomputation and bf16 masters."""
-    changes = {"lora_use_dora": True, "lora_dropout": 0.1, "lora_dtype": "bf16", "recompute": True, "max_steps": 6}
+    changes = {"lora_use_dora": True, "lora_dropout": 0.1, "lora_dtype": "bf16", "recompute": True, "max_steps": 4}
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     for directory in (whole, parts):
         directory.mkdir()
     surogate_core.run(configuration(stories, whole, **changes, lr_scheduler_type="constant"))
-    for count in (3, 6):
+    for count in (2, 4):
         surogate_core.run({**configuration(stories, parts, **changes, lr_scheduler_type="constant"), "max_steps": count})
     one, two = (load_file(place / "output" / "last" / "adapter_model.safetensors") for place in (whole, parts))
     assert {tensor.dtype for tensor in one.values()} == {torch.bfloat16}
