@@ -68,7 +68,8 @@ def register_quantizers() -> list[Offer]:
 @hookspec
 def register_adapters() -> list[Offer]:
     """Adapters, chosen by ``adapter`` when ``lora`` is true. ``build(options, context)`` returns an
-    :class:`~surogate_core.contracts.Adapter`, which fills the adapter slot of the linear layers that it claims."""
+    :class:`~surogate_core.contracts.Adapter`, which fills the adapter slot of the linear layers that it claims; one that reaches
+    beyond its slots is a :class:`~surogate_core.contracts.Attaches` besides."""
 
 
 @hookspec

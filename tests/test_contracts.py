@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
 
 from surogate_core import testing
-from surogate_core.contracts import LoggerContext, Sample
+from surogate_core.contracts import Attaches, LoggerContext, Sample
+from surogate_core.errors import ModelError
 from surogate_core.host import load_host
 from surogate_core.offers import Offer
 
@@ -40,9 +42,28 @@ def test_optimizer(offer: Offer) -> None:
     testing.check_optimizer(build(offer, testing.context()))  # type: ignore[arg-type]
 
 
-@each("adapters")
+NO_SLOTS = {"prompt", "prefix"}
+"""Adapters of the whole model; their plugin's tests compare them with PEFT's."""
+
+
+@pytest.mark.parametrize(
+    "offer", [offer for offer in offers("adapters") if offer.name not in NO_SLOTS], ids=lambda offer: offer.name
+)
 def test_adapter(offer: Offer, tmp_path: Path) -> None:
-    testing.check_adapter(build(offer, testing.context()), tmp_path)  # type: ignore[arg-type]
+    adapter: Any = build(offer, testing.context())
+    nonlinear = offer.name == "bottleneck"
+    place = testing.site(name="model.layers.0.mlp.down_proj")
+    testing.check_adapter(adapter, tmp_path, place, merges=not nonlinear)
+    if nonlinear:
+        with pytest.raises(ModelError, match="cannot be merged"):
+            adapter.delta(adapter.linear(place))
+
+
+@pytest.mark.parametrize("name", sorted(NO_SLOTS))
+def test_an_adapter_of_the_whole_model_takes_no_slot(name: str) -> None:
+    adapter: Any = build(HOST.offers("adapters")[name], testing.context())
+    assert isinstance(adapter, Attaches)
+    assert adapter.claim(testing.site())
 
 
 @each("schedules")

@@ -8,6 +8,7 @@ from surogate_core.contracts.context import Context, Decision, FormatContext, Lo
 from surogate_core.contracts.data import Batch, Batches, Data, Format, Pipeline, Sample, Step  # noqa: F401
 from surogate_core.contracts.model import (  # noqa: F401
     Adapter,
+    Attaches,
     FollowsSteps,
     Fusion,
     ModelSource,

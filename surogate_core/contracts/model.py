@@ -161,6 +161,19 @@ class Adapter(Protocol):
         """What merging adds to the base weight: (N, K), in float32."""
 
 
+@runtime_checkable
+class Attaches(Protocol):
+    """An adapter that reaches beyond its slots: into the base weights, or to the whole model."""
+
+    def attached(self, outline: Outline) -> Mapping[str, nn.Module]:
+        """What will be trained beside the slots, for the plan's figures; called and made on the meta device."""
+
+    def attach(self, model: nn.Module, modules: Mapping[str, nn.Module], generator: torch.Generator) -> Mapping[str, nn.Module]:
+        """Called once, when the weights are read, all of them are frozen, and ``modules`` (site name → module) have their initial
+        values. May change weights and forward functions. Returns what is trained besides, name → module on the model's device
+        with its initial values, whose parameters are the model's; ``save`` and ``load`` get them together with ``modules``."""
+
+
 class Fusion(Protocol):
     """Replaces the forward function of modules that are not linear layers. Their parameters stay theirs, with their names."""
 

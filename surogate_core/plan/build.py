@@ -148,7 +148,7 @@ def _claim(
 
 
 def _nothing_claimed(plan: Plan, chosen: Mapping[str, Offer]) -> list[Problem]:
-    if plan.adapter is None or plan.adapted():
+    if plan.adapter is None or plan.figures.trainable:
         return []
     roles = sorted({site.role for site in plan.sites if site.kind == "linear" and site.layer is not None})
     return [

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from surogate_core.config.options import CoreOptions
-from surogate_core.contracts import Adapter, Optimizer, Outline, Quantizer, Site
+from surogate_core.contracts import Adapter, Attaches, Optimizer, Outline, Quantizer, Site
 from surogate_core.plan.record import Figures, Slots
 
 HEAD_CHUNK_BYTES = 64 << 20
@@ -26,13 +26,14 @@ def count(
     sites = outline.sites
     parameters = {name: tuple(parameter.shape) for name, parameter in outline.skeleton.named_parameters()}
     total = sum(map(math.prod, parameters.values()))
-    trained, trained_size = parameters, size
+    trained, trained_size = parameters, float(size)
     if adapter is not None:
         trained, bytes_trained = _adapter_shapes(
-            adapter, [site for site in sites if site.name in slots and slots[site.name].adapter]
+            adapter, [site for site in sites if site.name in slots and slots[site.name].adapter], outline
         )
-        trained_size = bytes_trained // max(1, sum(map(math.prod, trained.values())))
+        trained_size = bytes_trained / max(1, sum(map(math.prod, trained.values())))
     trainable = sum(map(math.prod, trained.values()))
+    own = sum(math.prod(shape) for name, shape in trained.items() if name in parameters)
     rows = core.per_device_train_batch_size * core.gradient_accumulation_steps
     tokens = core.per_device_train_batch_size * core.sequence_len
     vocabulary = max((site.shape[0] for site in sites if site.kind in ("head", "embedding")), default=0)
@@ -41,8 +42,8 @@ def count(
     memory = {
         "weights": (total - sum(held)) * size,
         **({"quantised weights": _storage_bytes(quantizer, stored), "unpacked": max(held) * size} if quantizer and held else {}),
-        **({"adapter": trainable * trained_size} if adapter is not None else {}),
-        "gradients": trainable * trained_size,
+        **({"adapter": int(trained_size * (trainable - own))} if adapter is not None else {}),
+        "gradients": int(trainable * trained_size),
         "optimizer": sum(optimizer.state_bytes(shape, name) for name, shape in trained.items()),
         "activations": tokens * size * _activation_width(sites, core.recompute),
         "head": min(HEAD_CHUNK_BYTES, tokens * vocabulary * 8),
@@ -64,11 +65,12 @@ def _storage_bytes(quantizer: Quantizer, sites: list[Site]) -> int:
         return sum(tensor.nbytes for site in sites for tensor in quantizer.storage(site).state_dict().values())
 
 
-def _adapter_shapes(adapter: Adapter, sites: list[Site]) -> tuple[dict[str, tuple[int, ...]], int]:
+def _adapter_shapes(adapter: Adapter, sites: list[Site], outline: Outline) -> tuple[dict[str, tuple[int, ...]], int]:
     import torch
 
     with torch.device("meta"):
         modules = {f"{site.name}.adapter": adapter.linear(site) for site in sites}
+        modules |= adapter.attached(outline) if isinstance(adapter, Attaches) else {}
     parameters = {f"{site}.{name}": parameter for site, module in modules.items() for name, parameter in module.named_parameters()}
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     return shapes, sum(parameter.numel() * parameter.element_size() for parameter in parameters.values())

@@ -9,7 +9,7 @@ import torch
 from attrs import frozen
 from torch import Tensor, nn
 
-from surogate_core.contracts import OptimizerState, ParamGroup
+from surogate_core.contracts import Attaches, OptimizerState, ParamGroup
 from surogate_core.errors import PlanError
 from surogate_core.host import attributed
 from surogate_core.plan import Plan
@@ -48,6 +48,8 @@ def build(plan: Plan, *, weights: Path | None = None, notice: Callable[[str], No
             module.to_empty(device="cpu")
             plan.adapter.reset(module, generator)
             module.to(device).requires_grad_(True)
+        if isinstance(plan.adapter, Attaches):
+            adapters |= plan.adapter.attach(model, adapters, generator)
     for name, fused in plan.fused.items():
         module = model.get_submodule(name)
         with attributed(fused.owner, "Fusion.forward"):

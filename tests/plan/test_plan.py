@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -273,3 +275,18 @@ def test_models_data_and_checkpoints_can_come_from_elsewhere(model: Path, tmp_pa
     monkeypatch.setattr(testing, "build_models", build_broken, raising=False)
     with pytest.raises(ValueError, match="no luck"):
         plan(model, tmp_path, Elsewhere, model_backend="elsewhere")
+
+
+def test_adapter_chooses_among_the_installed_kinds(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Theirs:
+        claim = staticmethod(lambda site: None if site.role == "o_proj" else "another layer")
+        linear = staticmethod(lambda site: torch.nn.Linear(site.shape[1], 1))
+
+    monkeypatch.setitem(sys.modules, "acme_adapters", SimpleNamespace(build=lambda options, context: Theirs()))
+    offer = Offer("acme", None, build="acme_adapters:build")
+    brought = SimpleNamespace(register_adapters=hookimpl(lambda: [offer]))
+    made = plan(model, tmp_path, brought, lora=True, adapter="acme")
+    assert isinstance(made.adapter, Theirs)
+    assert {site.role for site in made.adapted()} == {"o_proj"}
+    assert {str(made.slots[site.name].adapter) for site in made.adapted()} == {"acme 2.0"}
+    assert not isinstance(plan(model, tmp_path, brought, lora=True).adapter, Theirs)

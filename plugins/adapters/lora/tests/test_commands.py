@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from surogate_adapter_lora.commands import eval_command, generate_command, merge_command
+from surogate_adapter_lora.commands import eval_command, export_command, generate_command, merge_command
 from surogate_adapter_lora.plugin import register_commands
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -119,4 +119,5 @@ def test_the_offers_name_the_commands() -> None:
         "eval": eval_command,
         "generate": generate_command,
         "merge": merge_command,
+        "export": export_command,
     }

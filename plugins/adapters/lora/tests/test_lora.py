@@ -183,14 +183,14 @@ def test_an_adapter_made_by_peft_is_read(qwen: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("use_dora", True, "use_dora = True"),
-        ("use_rslora", True, "use_rslora = True"),
+        ("use_dora", True, "lora_magnitude_vector missing"),
+        ("use_rslora", True, "lora_use_rslora True"),
         ("bias", "all", "bias = 'all'"),
         ("rank_pattern", {"q_proj": 8}, "rank_pattern"),
         ("alpha_pattern", {"q_proj": 8}, "alpha_pattern"),
-        ("modules_to_save", ["lm_head"], "modules_to_save"),
+        ("modules_to_save", ["lm_head"], "no tensors for lm_head"),
         ("peft_type", "IA3", "peft_type is 'IA3'"),
-        ("r", 8, "lora_rank 8"),
+        ("r", 8, "r is 8"),
         ("lora_alpha", 8, "lora_alpha 8"),
     ],
 )

@@ -65,9 +65,9 @@ def test_experts_are_refused_with_the_setting_that_works(target: str) -> None:
 
 
 def plan(adapter: str = "lora", lora: bool = True, targets: tuple[str, ...] = ("nothing",)) -> Any:
-    core = SimpleNamespace(lora=lora, adapter=adapter)
+    core = SimpleNamespace(lora=lora, adapter=adapter, model="m")
     options = Options(lora_target_modules=list(targets))
-    return SimpleNamespace(config=SimpleNamespace(core=core, of=lambda cls: options), sites=DENSE)
+    return SimpleNamespace(config=SimpleNamespace(core=core, of=lambda cls: options), sites=DENSE, adapter=None, adapted=list)
 
 
 def test_check_plan_asks_only_for_this_adapter() -> None:

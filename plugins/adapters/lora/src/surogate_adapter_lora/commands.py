@@ -1,4 +1,5 @@
-"""The commands ``eval``, ``generate`` and ``merge``. Only click is imported here; the work is in ``serve.py`` and ``merge.py``."""
+"""The commands ``eval``, ``generate``, ``merge`` and ``export``. Only click is imported here; the work is in ``serve.py``,
+``merge.py`` and ``export.py``."""
 
 from __future__ import annotations
 
@@ -29,7 +30,13 @@ def eval_command(config: Path, checkpoint: Path | None) -> None:
 @click.command("generate")
 @click.argument("model")
 @click.option("--prompt", required=True, multiple=True, help="Text to continue. May be given several times.")
-@click.option("--adapter", type=PATH, help="Directory of a LoRA adapter to put on MODEL.")
+@click.option(
+    "--adapter",
+    type=PATH,
+    multiple=True,
+    help="Directory of a LoRA adapter to put on MODEL. Several are used one after the other.",
+)
+@click.option("--stack", is_flag=True, help="All adapters at once, instead of one after the other.")
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True)
 @click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, help="0 is greedy.")
 @click.option("--chat", is_flag=True, help="The prompt is a user's message, rendered by the chat template.")
@@ -38,7 +45,8 @@ def eval_command(config: Path, checkpoint: Path | None) -> None:
 def generate_command(
     model: str,
     prompt: tuple[str, ...],
-    adapter: Path | None,
+    adapter: tuple[Path, ...],
+    stack: bool,
     max_new_tokens: int,
     temperature: float,
     chat: bool,
@@ -49,19 +57,64 @@ def generate_command(
     from surogate_adapter_lora.serve import generate, open_model
 
     opened = open_model(model, adapter, dtype)
+    numbers = range(len(opened.adapters))
+    uses = [tuple(numbers)] if stack or not numbers else [(number,) for number in numbers]
     for text in prompt:
-        click.echo(generate(opened, text, max_new_tokens=max_new_tokens, temperature=temperature, chat=chat, seed=seed))
+        for use in uses:
+            opened.use(*use)
+            if len(uses) > 1:
+                click.echo(f"[{opened.adapters[use[0]][0]}]")
+            click.echo(generate(opened, text, max_new_tokens=max_new_tokens, temperature=temperature, chat=chat, seed=seed))
 
 
 @click.command("merge")
 @click.option("--base", help="Directory or repository of the base model. Default: the one that the adapter names.")
-@click.option("--adapter", type=PATH, required=True, help="Directory of the LoRA adapter, or a checkpoint that holds one.")
+@click.option(
+    "--adapter", type=PATH, required=True, multiple=True, help="Directory of a LoRA adapter, or a checkpoint that holds one."
+)
+@click.option("--weight", type=float, multiple=True, help="Factor of each --adapter, in their order. Default: 1.")
+@click.option(
+    "--combine",
+    type=click.Choice(["cat", "linear"]),
+    default="cat",
+    show_default=True,
+    help="Several adapters: their exact sum, or PEFT's linear mixture of their matrices.",
+)
+@click.option("--as-adapter", is_flag=True, help="Write one adapter (with cat: of all ranks together) instead of a model.")
 @click.option("--output", type=PATH, required=True, help="Directory to write; it must not exist.")
 @click.option("--dtype", type=DTYPE, help="Precision of the written weights. Default: bf16 if the base is bfloat16, else fp32.")
 @click.option("--force", is_flag=True, help="Replace an existing output directory.")
-def merge_command(base: str | None, adapter: Path, output: Path, dtype: Dtype | None, force: bool) -> None:
-    """Add a LoRA adapter to its base model and write a plain model."""
+def merge_command(
+    base: str | None,
+    adapter: tuple[Path, ...],
+    weight: tuple[float, ...],
+    combine: Literal["cat", "linear"],
+    as_adapter: bool,
+    output: Path,
+    dtype: Dtype | None,
+    force: bool,
+) -> None:
+    """Add LoRA adapters to their base model and write a plain model."""
     from surogate_adapter_lora.merge import merge
 
-    merge(base, adapter, output, dtype, force=force)
+    merge(base, adapter, output, dtype, weights=weight, combine=combine, as_adapter=as_adapter, force=force)
     click.echo(f"wrote {output}")
+
+
+@click.command("export")
+@click.argument("source")
+@click.option("--output", type=PATH, required=True, help="Directory to write; it must not exist.")
+@click.option(
+    "--format", "form", type=click.Choice(["peft", "full"]), help="Default: peft for an adapter, full weights for a model."
+)
+@click.option("--dtype", type=DTYPE, help="Precision of full weights. Default: bf16 if the base is bfloat16, else fp32.")
+@click.option("--shard-size", default="5GB", show_default=True, help="Largest file of full weights.")
+@click.option("--force", is_flag=True, help="Replace an existing output directory.")
+def export_command(
+    source: str, output: Path, form: Literal["peft", "full"] | None, dtype: Dtype | None, shard_size: str, force: bool
+) -> None:
+    """Write what SOURCE has trained for other programs: a run, its config file, a checkpoint, an adapter or a model."""
+    from surogate_adapter_lora.export import export
+
+    wrote = export(source, output, form, dtype, shard_size=shard_size, force=force)
+    click.echo(f"wrote {output} ({wrote})")

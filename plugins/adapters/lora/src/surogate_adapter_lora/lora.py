@@ -1,44 +1,34 @@
-"""LoRA (Hu et al., arXiv 2106.09685): y' = y + s·B(A(dropout(x))), s = alpha / rank, with the layer's own weight frozen.
+"""LoRA (Hu et al., arXiv 2106.09685): y' = y + s·B(A(dropout(x))), with the layer's own weight W frozen.
 
-A (r, K) starts Kaiming-uniform with a = sqrt(5), B (N, r) at zero, so that the adapted model starts as the base model. The trained
-weights are kept in ``lora_dtype`` and converted to the dtype of the activations for the two small GEMMs.
+s is alpha / rank, or alpha / sqrt(rank) with ``lora_use_rslora`` (Kalajdzievski, arXiv 2312.03732). A (r, K) starts Kaiming-uniform
+with a = sqrt(5), B (N, r) at zero, so that the adapted model starts as the base model. The trained weights are kept in
+``lora_dtype`` and converted to the dtype of the activations for the two small GEMMs.
+
+DoRA (Liu et al., arXiv 2402.09353, section 4) trains a magnitude m (N,) besides: the weight is m·(W + s·BA) / ‖W + s·BA‖, norms of
+rows, which are constants for the gradient (section 4.3). m starts as ‖W‖. Bias is left alone. As in PEFT.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from attrs import frozen
 from torch import Tensor, nn
 
 from surogate_adapter_lora import peft_format
+from surogate_adapter_lora.combine import concatenate
+from surogate_adapter_lora.layer import LoraLinear, bind, from_stored, merge_into, put_beside, update_of
+from surogate_adapter_lora.parts import chosen, once, weights_of
 from surogate_adapter_lora.plugin import Options
 from surogate_adapter_lora.targets import refusal
-from surogate_core.contracts import Context, Site
+from surogate_core.contracts import Context, Outline, Site
+from surogate_core.errors import ModelError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-class LoraLinear(nn.Module):
-    """The adapter of one linear layer. ``lora_A`` (r, K) and ``lora_B`` (N, r) are its only parameters."""
-
-    def __init__(self, inputs: int, outputs: int, rank: int, scale: float, dropout: float, dtype: torch.dtype):
-        super().__init__()
-        self.scale, self.dropout = scale, dropout
-        self.lora_A = nn.Parameter(torch.empty(rank, inputs, dtype=dtype))
-        self.lora_B = nn.Parameter(torch.empty(outputs, rank, dtype=dtype))
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """x (..., K), y (..., N) → (..., N). The rank-sized product comes first in both directions, and ``addmm`` adds into y:
-        no (N, K) matrix and no second (..., N) one is formed."""
-        a, b = self.lora_A.to(x.dtype), self.lora_B.to(x.dtype)
-        x = F.dropout(x, self.dropout, self.training)
-        low = F.linear(x.flatten(0, -2), a) * self.scale
-        return torch.addmm(y.flatten(0, -2), low, b.t()).view(y.shape)
 
 
 @frozen(kw_only=True)
@@ -49,7 +39,8 @@ class Lora:
 
     @property
     def scale(self) -> float:
-        return self.options.lora_alpha / self.options.lora_rank
+        rank = self.options.lora_rank
+        return self.options.lora_alpha / (math.sqrt(rank) if self.options.lora_use_rslora else rank)
 
     def claim(self, site: Site) -> str | None:
         return refusal(site, self.options.lora_target_modules)
@@ -57,30 +48,94 @@ class Lora:
     def linear(self, site: Site) -> LoraLinear:
         outputs, inputs = site.shape
         options = self.options
-        return LoraLinear(inputs, outputs, options.lora_rank, self.scale, options.lora_dropout, DTYPES[options.lora_dtype])
+        return LoraLinear(
+            inputs,
+            outputs,
+            options.lora_rank,
+            self.scale,
+            options.lora_dropout,
+            DTYPES[options.lora_dtype],
+            options.lora_use_dora,
+        )
 
     def reset(self, module: nn.Module, generator: torch.Generator) -> None:
         """A as ``torch.nn.Linear`` and PEFT draw it: uniform in ± 1/sqrt(K). Drawn in float32 whatever ``lora_dtype`` is."""
-        a, b = _weights(module)
+        a, b = module.get_parameter("lora_A"), module.get_parameter("lora_B")
         bound = 1 / math.sqrt(a.shape[1])
         with torch.no_grad():
             a.copy_(torch.empty(a.shape, device=generator.device).uniform_(-bound, bound, generator=generator))
             b.zero_()
 
+    def attached(self, outline: Outline) -> dict[str, nn.Module]:
+        """The modules of ``train_modules``, each weight once."""
+        return once(chosen(outline.skeleton, self.options.train_modules))
+
+    def attach(self, model: nn.Module, modules: Mapping[str, nn.Module], generator: torch.Generator) -> dict[str, nn.Module]:
+        """``adapter_path`` is merged into the weights or put beside them; with DoRA the adapters learn their layers, and magnitudes
+        start as the norms of their rows. The modules of ``train_modules`` are trained from here on."""
+        if self.first is not None:
+            put = merge_into if self.options.adapter_mode == "merge" else put_beside
+            put(model, from_stored(self.first))
+        bind(model, modules)
+        with torch.no_grad():
+            for module in modules.values():
+                if isinstance(module, LoraLinear) and module.lora_magnitude is not None:
+                    module.lora_magnitude.copy_(module.norm())
+        whole = chosen(model, self.options.train_modules)
+        for module in whole.values():
+            for parameter in weights_of(module).values():
+                parameter.requires_grad_(True)
+        return whole
+
+    @functools.cached_property
+    def first(self) -> peft_format.Stored | None:
+        """The adapter of ``adapter_path``. Raises ModelError."""
+        path = self.options.adapter_path
+        return None if path is None else peft_format.read(Path(path).expanduser())
+
+    def _stored(self, modules: Mapping[str, nn.Module]) -> peft_format.Stored:
+        options = self.options
+        own = peft_format.Stored(
+            rank=options.lora_rank,
+            alpha=options.lora_alpha,
+            rslora=options.lora_use_rslora,
+            dora=options.lora_use_dora,
+            dropout=options.lora_dropout,
+            layers={name: dict(module.named_parameters()) for name, module in modules.items() if isinstance(module, LoraLinear)},
+            parts={name: weights_of(module) for name, module in modules.items() if not isinstance(module, LoraLinear)},
+        )
+        return own if self.first is None else concatenate([(own, 1.0), (self.first, 1.0)])
+
     def save(self, modules: Mapping[str, nn.Module], directory: Path, base_model: str) -> None:
-        peft_format.write(directory, self.options, {name: _weights(module) for name, module in modules.items()}, base_model)
+        """With ``adapter_path`` the files hold both adapters as one, the whole difference to the base model that they name; the
+        trained one is in the first ``lora_rank`` rows of A and columns of B."""
+        peft_format.write(directory, self._stored(modules), base_model)
 
     def load(self, modules: Mapping[str, nn.Module], directory: Path) -> None:
-        peft_format.read_into(directory, self.options, {name: _weights(module) for name, module in modules.items()})
+        found, rank = peft_format.read(directory), self.options.lora_rank
+        wanted = self._stored(modules)
+        peft_format.same_form(found, wanted, directory)
+        for name, parts in found.layers.items() if self.first is not None else ():
+            same = torch.equal(parts["lora_A"][rank:], wanted.layers[name]["lora_A"][rank:])
+            if not (same and torch.equal(parts["lora_B"][:, rank:], wanted.layers[name]["lora_B"][:, rank:])):
+                raise ModelError(
+                    f"the adapter of adapter_path is not the one that was under this one: {name} differs",
+                    where=str(directory),
+                    how=f"put that adapter back to {self.options.adapter_path}",
+                )
+        with torch.no_grad():
+            for name, module in modules.items():
+                if not isinstance(module, LoraLinear):
+                    for key, parameter in weights_of(module).items():
+                        parameter.copy_(found.parts[name][key])
+                    continue
+                for key, parameter in module.named_parameters():
+                    tensor = found.layers[name][key]
+                    parameter.copy_(tensor[:rank] if key == "lora_A" else tensor[:, :rank] if key == "lora_B" else tensor)
 
     def delta(self, module: nn.Module) -> Tensor:
-        a, b = _weights(module)
-        with torch.no_grad():
-            return (b.float() @ a.float()).mul_(self.scale)
-
-
-def _weights(module: nn.Module) -> tuple[Tensor, Tensor]:
-    return module.get_parameter("lora_A"), module.get_parameter("lora_B")
+        """For DoRA the module has to be bound: the change depends on the weight."""
+        return update_of(module)
 
 
 def build(options: Options, context: Context) -> Lora:

@@ -1,59 +1,97 @@
-"""An adapter added to its base model's weights, as a plain model."""
+"""Adapters added to their base model's weights, as a plain model, or to each other, as one adapter."""
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import surogate_model_transformers as models
 import torch
 
-from surogate_adapter_lora.peft_format import CONFIG, read_config
-from surogate_adapter_lora.serve import SHORTEST, adapter_modules, checkpoint_at
+from surogate_adapter_lora.combine import concatenate, linear, plain_only
+from surogate_adapter_lora.layer import from_stored, merge_into
+from surogate_adapter_lora.parts import put_in
+from surogate_adapter_lora.peft_format import Stored, read, read_config, write
+from surogate_adapter_lora.serve import SHORTEST, adapter_at, adapter_for
 from surogate_core.config import CoreOptions
-from surogate_core.errors import Refused
+from surogate_core.errors import ModelError, Refused
 from surogate_core.train import durable
+
+Dtype = Literal["fp32", "bf16"]
 
 
 def merge(
-    base: str | None, adapter: Path, output: Path, dtype: Literal["fp32", "bf16"] | None = None, *, force: bool = False
+    base: str | None,
+    adapters: Path | Sequence[Path],
+    output: Path,
+    dtype: Dtype | None = None,
+    *,
+    weights: Sequence[float] = (),
+    combine: Literal["cat", "linear"] = "cat",
+    as_adapter: bool = False,
+    shard_size: str | None = None,
+    force: bool = False,
 ) -> None:
-    """Write base + adapter to ``output``, aside first and then renamed. Sums are taken in float32 and rounded once.
+    """Write base + Σ weight × adapter to ``output``, or with ``as_adapter`` the sum of the adapters alone; aside first and then
+    renamed. Sums are taken in float32 and rounded once. ``weights`` default to 1. See ``combine.py`` for the two ways to combine.
 
-    Raises Refused when ``output`` exists and ``force`` is not set, ModelError when adapter and base do not fit.
+    Raises Refused when ``output`` exists and ``force`` is not set, ModelError when adapters and base do not fit.
     """
-    if output.exists() and not force:
-        raise Refused(f"{output} exists already", where="--output", how="choose another directory, or give --force to replace it")
-    if not (adapter / CONFIG).is_file():
-        adapter = checkpoint_at(adapter)
-    source = base or str(read_config(adapter).get("base_model_name_or_path") or "")
+    absent(output, force)
+    places = [adapter_at(place) for place in ([adapters] if isinstance(adapters, Path) else adapters)]
+    if weights and len(weights) != len(places):
+        what = f"{len(weights)} weights for {len(places)} adapters"
+        raise Refused(what, where="--weight", how="give one --weight for each --adapter, or none")
+    source = base or _one_base(places)
+    parts = list(zip(map(read, places), weights or [1.0] * len(places), strict=True))
+    if len(parts) == 1 and parts[0][1] == 1.0:
+        total = parts[0][0]
+    else:
+        plain_only([part for part, _ in parts] * 2, "--adapter")
+        total = (concatenate if combine == "cat" else linear)(parts)
+    own_tokenizer = next((place for place in places if (place / "tokenizer_config.json").is_file()), None)
+    if as_adapter:
+        put(output, lambda aside: _write_adapter(aside, total, source, own_tokenizer))
+        return
     settings = models.Settings(CoreOptions(model=source, lora=False, model_dtype="fp32", sequence_len=SHORTEST))
     hf_config = models.read_config(settings)
+    sites = models.list_sites(models.skeleton(hf_config, settings))
+    for place in places:
+        adapter_for(place, sites)
+    model = models.load_model(hf_config, settings, device="cpu")
+    put_in(model, total.parts, "--adapter")
+    merge_into(model, from_stored(total))
+    write_model(model, settings, hf_config, own_tokenizer, output, dtype, shard_size)
+
+
+def write_model(
+    model: Any, settings: Any, hf_config: Any, tokenizer: Path | None, output: Path, dtype: Dtype | None, shard_size: str | None
+) -> None:
+    """A float32 model, in ``dtype`` (default: bf16 if the model was stored so), with the tokenizer of ``tokenizer`` or its own."""
     stored = str(getattr(hf_config, "dtype", None)).removeprefix("torch.")
     written = torch.bfloat16 if dtype == "bf16" or (dtype is None and stored == "bfloat16") else torch.float32
-    lora, modules = adapter_modules(adapter, models.list_sites(models.skeleton(hf_config, settings)))
-    for module in modules.values():
-        module.to_empty(device="cpu")
-    lora.load(modules, adapter)
-    model = models.load_model(hf_config, settings, device="cpu")
-    with torch.no_grad():
-        for name, module in modules.items():
-            model.get_submodule(name).weight.add_(lora.delta(module))
     if written != torch.float32:
         model.to(written)
     model.config.dtype = written
-    own_tokenizer = adapter if (adapter / "tokenizer_config.json").is_file() else None
-    tokenizer = models.load_tokenizer(settings, own_tokenizer)
-    _write(model, tokenizer, output)
+    loaded = models.load_tokenizer(settings, tokenizer)
+    more = {} if shard_size is None else {"shard_size": shard_size}
+    put(output, lambda aside: models.save_model(model, loaded, aside, **more))
 
 
-def _write(model: Any, tokenizer: Any, output: Path) -> None:
+def absent(output: Path, force: bool) -> None:
+    if output.exists() and not force:
+        raise Refused(f"{output} exists already", where="--output", how="choose another directory, or give --force to replace it")
+
+
+def put(output: Path, write_to: Callable[[Path], None]) -> None:
     """A directory that is either complete or not there under its name."""
     aside, old = (output.with_name(f".{output.name}.{end}") for end in ("partial", "replaced"))
     for leftover in (aside, old):
         if leftover.is_dir():
             durable.remove_tree(leftover)
-    models.save_model(model, tokenizer, aside)
+    write_to(aside)
     durable.flush_tree(aside)
     if output.exists():
         durable.rename(output, old)
@@ -63,3 +101,24 @@ def _write(model: Any, tokenizer: Any, output: Path) -> None:
         durable.remove_tree(old)
     elif old.exists():
         durable.unlink(old)
+
+
+def _one_base(places: Sequence[Path]) -> str:
+    bases = {str(read_config(place).get("base_model_name_or_path") or ""): place for place in places}
+    if len({Path(base).name for base in bases}) > 1:
+        raise ModelError(
+            f"the adapters name different base models: {', '.join(bases)}", where="--adapter", how="give the right one with --base"
+        )
+    return next(iter(bases))
+
+
+def _write_adapter(directory: Path, adapter: Stored, base: str, tokenizer: Path | None) -> None:
+    write(directory, adapter, base)
+    copy_tokenizer(tokenizer, directory)
+
+
+def copy_tokenizer(source: Path | None, directory: Path) -> None:
+    """The files of a tokenizer, as they are."""
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "tokenizer.model"):
+        if source is not None and (source / name).is_file():
+            shutil.copyfile(source / name, directory / name)

@@ -6,29 +6,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from attrs import evolve
+from attrs import field, frozen
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from surogate_adapter_lora.plugin import Options
+from surogate_core.contracts import Site
 from surogate_core.errors import ModelError
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 _PREFIX = "base_model.model."
+_KEYS = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight", "lora_magnitude": "lora_magnitude_vector"}
+"""Our names of a layer's tensors → PEFT's in the file."""
 _PLAIN: dict[str, tuple[Any, ...]] = {
-    "use_dora": (False, None),
-    "use_rslora": (False, None),
     "bias": ("none", None),
     "lora_bias": (False, None),
     "rank_pattern": ({}, None),
     "alpha_pattern": ({}, None),
-    "modules_to_save": ([], None),
     "trainable_token_indices": ([], {}, None),
     "layer_replication": ([], None),
     "target_parameters": ([], None),
@@ -36,39 +35,71 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
     "alora_invocation_tokens": ([], None),
     "use_qalora": (False, None),
 }
-"""Settings of PEFT that change the arithmetic, with the values under which an adapter is plain LoRA."""
+"""Settings of PEFT that change the arithmetic, with the values under which an adapter is LoRA, rsLoRA or DoRA as they are here."""
+
+Weights = Mapping[str, Mapping[str, Tensor]]
+"""Layer name → ``lora_A`` (r, K), ``lora_B`` (N, r) and, for DoRA, ``lora_magnitude`` (N,)."""
 
 
-def write(directory: Path, options: Options, weights: Mapping[str, tuple[Tensor, Tensor]], base_model: str) -> None:
-    """``weights`` maps layer names to A (r, K) and B (N, r)."""
+@frozen(kw_only=True)
+class Stored:
+    """An adapter as PEFT's files have it."""
+
+    rank: int
+    alpha: float
+    rslora: bool = False
+    dora: bool = False
+    dropout: float = 0.0
+    layers: Weights
+    parts: Weights = field(factory=dict)
+    """Modules trained whole (``modules_to_save``): name → its parameters."""
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+
+# ---------------------------------------------------------------- write
+def write(directory: Path, stored: Stored, base_model: str) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    tensors = {
-        f"{_PREFIX}{name}.lora_{letter}.weight": tensor.detach().cpu().contiguous()
-        for name, pair in weights.items()
-        for letter, tensor in zip("AB", pair, strict=True)
-    }
+    tensors = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in flat(stored).items()}  # tied ones apart
     save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_model,
         "inference_mode": True,
-        "r": options.lora_rank,
-        "lora_alpha": options.lora_alpha,
-        "lora_dropout": options.lora_dropout,
-        "target_modules": sorted(weights),
+        "r": stored.rank,
+        "lora_alpha": stored.alpha,
+        "lora_dropout": stored.dropout,
+        "target_modules": sorted(stored.layers),
         "bias": "none",
         "fan_in_fan_out": False,
         "init_lora_weights": True,
-        "use_dora": False,
-        "use_rslora": False,
-        "modules_to_save": None,
+        "use_dora": stored.dora,
+        "use_rslora": stored.rslora,
+        "modules_to_save": sorted(stored.parts) or None,
     }
     (directory / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
+def flat(stored: Stored) -> dict[str, Tensor]:
+    """Under the names that PEFT's files have."""
+    layers = {f"{_PREFIX}{layer}.{_KEYS[own]}": tensor for layer, some in stored.layers.items() for own, tensor in some.items()}
+    return layers | {f"{_PREFIX}{name}.{own}": tensor for name, some in stored.parts.items() for own, tensor in some.items()}
+
+
+# ---------------------------------------------------------------- read
+def is_lora(directory: Path) -> bool:
+    """Whether ``adapter_config.json`` there says so."""
+    try:
+        return bool(json.loads((directory / CONFIG).read_text(encoding="utf-8")).get("peft_type") == "LORA")
+    except (OSError, ValueError):
+        return False
+
+
 def read_config(directory: Path) -> dict[str, Any]:
-    """``adapter_config.json`` of a plain LoRA adapter. Raises ModelError naming what is missing or not supported."""
+    """``adapter_config.json`` of a LoRA adapter. Raises ModelError naming what is missing or not supported."""
     path = directory / CONFIG
     try:
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -79,6 +110,9 @@ def read_config(directory: Path) -> dict[str, Any]:
     if config.get("peft_type") != "LORA":
         raise ModelError(f"peft_type is {config.get('peft_type')!r}, wanted 'LORA'", where=str(path), how="give a LoRA adapter")
     odd = [f"{key} = {config[key]!r}" for key, plain in _PLAIN.items() if key in config and config[key] not in plain]
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if not (isinstance(rank, int) and rank > 0 and isinstance(alpha, int | float) and alpha > 0):
+        odd.append(f"r = {rank!r}, lora_alpha = {alpha!r}")
     if odd:
         raise ModelError(
             f"the adapter is no plain LoRA: {', '.join(odd)}",
@@ -88,60 +122,116 @@ def read_config(directory: Path) -> dict[str, Any]:
     return config
 
 
-def options_of(config: Mapping[str, Any], weights: Mapping[str, Tensor], options: Options | None = None) -> Options:
-    """The options under which this adapter was made (dropout only matters for training on)."""
-    names = sorted({key.removeprefix(_PREFIX).rpartition(".lora_")[0] for key in weights})
-    bf16 = all(tensor.dtype == torch.bfloat16 for tensor in weights.values())
-    return evolve(
-        options or Options(),
-        lora_rank=config["r"],
-        lora_alpha=config["lora_alpha"],
-        lora_dropout=config.get("lora_dropout", 0.0),
-        lora_dtype="bf16" if bf16 else "fp32",
-        lora_target_modules=names or ["all"],
+def read(directory: Path) -> Stored:
+    """The adapter in this directory, its tensors on the CPU and complete. Raises ModelError."""
+    config = read_config(directory)
+    tensors = _read_weights(directory)
+    names = {theirs: own for own, theirs in _KEYS.items()}
+    layers: dict[str, dict[str, Tensor]] = {}
+    parts: dict[str, dict[str, Tensor]] = {}
+    whole = config.get("modules_to_save") or ()
+    wrong = []
+    for key, tensor in tensors.items():
+        layer, dot, part = key.removeprefix(_PREFIX).rpartition(".lora_")
+        module, _, parameter = key.removeprefix(_PREFIX).rpartition(".")
+        if any(module == name or module.endswith(f".{name}") for name in whole):
+            parts.setdefault(module, {})[parameter] = tensor
+        elif not dot or f"lora_{part}" not in names:
+            wrong.append(f"{key} is no tensor of LoRA")
+        else:
+            layers.setdefault(layer, {})[names[f"lora_{part}"]] = tensor
+    stored = Stored(
+        rank=config["r"],
+        alpha=config["lora_alpha"],
+        rslora=bool(config.get("use_rslora")),
+        dora=bool(config.get("use_dora")),
+        dropout=config.get("lora_dropout") or 0.0,
+        layers=layers,
+        parts=parts,
     )
+    wrong += [f"no tensors for {name}" for name in whole if not any(f".{part}".endswith(f".{name}") for part in parts)]
+    wrong += _incomplete(stored, config.get("target_modules"))
+    if wrong:
+        raise ModelError(
+            f"the adapter's weights and its {CONFIG} do not belong together: {_some(wrong)}",
+            where=str(directory),
+            how="copy both files of one adapter again",
+        )
+    return stored
 
 
-def read_weights(directory: Path) -> dict[str, Tensor]:
-    """All tensors of ``adapter_model.safetensors``, on the CPU."""
+def _read_weights(directory: Path) -> dict[str, Tensor]:
     path = directory / WEIGHTS
+    how = "save it again with PEFT's save_pretrained, which writes safetensors"
+    if not path.exists() and (directory / PICKLE).exists():
+        raise ModelError(f"{PICKLE} is a pickle file, which can run code when it is read", where=str(directory), how=how)
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        how = "save it again with PEFT's save_pretrained, which writes safetensors"
         raise ModelError(f"no readable adapter weights: {error}", where=str(path), how=how) from error
 
 
-def read_into(directory: Path, options: Options, weights: Mapping[str, tuple[Tensor, Tensor]]) -> None:
-    """Fill A and B of each layer. Raises ModelError when rank, scale, layers or shapes differ."""
-    config = read_config(directory)
-    where = str(directory)
-    for key, given, wanted in (
-        ("lora_rank", config.get("r"), options.lora_rank),
-        ("lora_alpha", config.get("lora_alpha"), options.lora_alpha),
+def _incomplete(stored: Stored, targets: Any) -> list[str]:
+    """What a whole adapter would have, and this one has not."""
+    wanted = [name for name in _KEYS if stored.dora or name != "lora_magnitude"]
+    wrong = []
+    for layer, parts in stored.layers.items():
+        wrong += [f"{_PREFIX}{layer}.{_KEYS[name]} missing" for name in wanted if name not in parts]
+        wrong += [f"{_PREFIX}{layer}.{_KEYS[name]} without use_dora" for name in parts if name not in wanted]
+        for name, axis in (("lora_A", 0), ("lora_B", 1)):
+            if name in parts and (parts[name].dim() != 2 or parts[name].shape[axis] != stored.rank):
+                wrong.append(f"{_PREFIX}{layer}.{_KEYS[name]} has shape {tuple(parts[name].shape)}, r is {stored.rank}")
+    for target in targets if isinstance(targets, list) else ():
+        if not any(layer == target or layer.endswith(f".{target}") for layer in stored.layers):
+            wrong.append(f"no tensors for target {target}")
+    return wrong
+
+
+def misfits(stored: Stored, sites: Sequence[Site]) -> list[str]:
+    """Why this adapter is none of a model with these sites; empty when it fits."""
+    linear = {site.name: site.shape for site in sites if site.kind == "linear"}
+    wrong = []
+    for layer, parts in stored.layers.items():
+        if layer not in linear:
+            wrong.append(f"there is no linear layer {layer}")
+            continue
+        shape = (parts["lora_B"].shape[0], parts["lora_A"].shape[1])
+        if shape != linear[layer]:
+            wrong.append(f"{layer} is {shape[0]} x {shape[1]} in the adapter and {linear[layer][0]} x {linear[layer][1]} here")
+    return [_some(wrong)] if wrong else []
+
+
+def same_form(found: Stored, wanted: Stored, directory: Path) -> None:
+    """Raises ModelError when kind, rank, scale, layers or shapes differ."""
+    for key, part in (
+        ("lora_rank", "rank"),
+        ("lora_alpha", "alpha"),
+        ("lora_use_dora", "dora"),
+        ("lora_use_rslora", "rslora"),
     ):
-        if given != wanted:
-            raise ModelError(f"the adapter has {key} {given}, this run {wanted}", where=where, how=f"set {key} = {given}")
-    stored = read_weights(directory)
-    wanted_tensors = {
-        f"{_PREFIX}{name}.lora_{letter}.weight": tensor
-        for name, pair in weights.items()
-        for letter, tensor in zip("AB", pair, strict=True)
-    }
-    wrong = [f"{key} missing" for key in wanted_tensors if key not in stored]
-    wrong += [f"{key} not of this run" for key in stored if key not in wanted_tensors]
+        given, here = getattr(found, part), getattr(wanted, part)
+        if given != here:
+            raise ModelError(
+                f"the adapter has {key} {given}, this run {here}",
+                where=str(directory),
+                how=f"set {key} = {json.dumps(given)}",
+            )
+    stored, tensors = flat(found), flat(wanted)
+    wrong = [f"{key} missing" for key in tensors if key not in stored]
+    wrong += [f"{key} not of this run" for key in stored if key not in tensors]
     wrong += [
         f"{key} has shape {tuple(stored[key].shape)}, wanted {tuple(tensor.shape)}"
-        for key, tensor in wanted_tensors.items()
+        for key, tensor in tensors.items()
         if key in stored and stored[key].shape != tensor.shape
     ]
     if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise ModelError(
-            f"the adapter does not fit: {'; '.join(wrong[:3])}{more}",
-            where=where,
+            f"the adapter does not fit: {_some(wrong)}",
+            where=str(directory),
             how="use the base model and lora_target_modules it was made with",
         )
-    with torch.no_grad():
-        for key, tensor in wanted_tensors.items():
-            tensor.copy_(stored[key])
+
+
+def _some(found: Sequence[str]) -> str:
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    return f"{'; '.join(found[:3])}{more}"

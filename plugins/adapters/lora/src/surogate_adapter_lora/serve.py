@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,8 +14,10 @@ from attrs import evolve, frozen
 from surogate_model_transformers.plugin import Options as ModelOptions
 from surogate_model_transformers.plugin import Settings
 
-from surogate_adapter_lora.lora import Lora, LoraLinear
-from surogate_adapter_lora.peft_format import CONFIG, options_of, read_config, read_weights
+from surogate_adapter_lora.combine import plain_only
+from surogate_adapter_lora.layer import Several, put_together
+from surogate_adapter_lora.parts import put_in
+from surogate_adapter_lora.peft_format import CONFIG, Stored, is_lora, misfits, read, read_config
 from surogate_core.config import Config, CoreOptions, load
 from surogate_core.contracts import Context, Site, Storage
 from surogate_core.errors import DataError, ModelError, ResumeError
@@ -77,41 +81,80 @@ def _newest(root: Path, store: str = "local") -> Path | None:
 # ---------------------------------------------------------------- generate
 @frozen
 class Opened:
-    """A model in evaluation mode with transformers' own attention, and its tokenizer."""
+    """A model in evaluation mode with transformers' own attention, its tokenizer, and the adapters on it."""
 
     model: Any
     tokenizer: Any
+    adapters: tuple[tuple[Path, Stored], ...] = ()
+
+    def use(self, *numbers: int) -> None:
+        """Put these adapters (by number, in the order in which they were given) in use, all at once, and no other; without numbers
+        the base model. Nothing is loaded or copied. Raises ModelError for a DoRA adapter among several."""
+        plain_only([self.adapters[number][1] for number in numbers], "adapters in use")
+        if not numbers and any(adapter.parts for _, adapter in self.adapters):
+            raise ModelError("the base model was changed by modules trained whole", where="adapters in use", how="open it alone")
+        for module in self.model.modules():
+            if isinstance(module, Several):
+                module.active = numbers
 
 
-def open_model(source: str, adapter: Path | None = None, dtype: Literal["fp32", "bf16"] | None = None) -> Opened:
-    """Load ``source``: a model, an adapter, a checkpoint, a run's directory, or a run's config file; ``adapter`` goes on top.
-    With a config file the base is held as that run holds it, quantised or not."""
-    settings = _settings_of(source, dtype)
-    storages = _storages_of(source)
-    if adapter is None and Path(settings.core.model, CONFIG).is_file():
-        adapter = Path(settings.core.model)
-        settings = _with(settings, model=str(read_config(adapter).get("base_model_name_or_path") or ""))
-    elif adapter is not None and not (adapter / CONFIG).is_file():
-        adapter = checkpoint_at(adapter)
+def open_model(source: str, adapters: Sequence[Path] = (), dtype: Literal["fp32", "bf16"] | None = None) -> Opened:
+    """Load ``source``: a model, an adapter, a checkpoint, a run's directory, or a run's config file; ``adapters`` go on top, beside
+    each other. The first is in use. With a config file the base is held as that run holds it, quantised or not."""
+    settings = settings_of(source, dtype)
+    places = [adapter_at(adapter) for adapter in adapters]
+    if Path(settings.core.model, CONFIG).is_file():
+        if not places and Path(settings.core.model, "surogate.json").is_file() and not is_lora(Path(settings.core.model)):
+            return _of_a_run(Path(settings.core.model), dtype)
+        places.insert(0, Path(settings.core.model))
+        settings = _with(settings, model=str(read_config(places[0]).get("base_model_name_or_path") or ""))
     hf_config = models.read_config(settings)
     settings = _with(settings, sequence_len=models.context_length(hf_config) or SHORTEST)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    lora: Lora | None = None
-    filled: dict[str, LoraLinear] = {}
-    if adapter is not None:
-        lora, filled = adapter_modules(adapter, models.list_sites(models.skeleton(hf_config, settings)))
-    model = models.load_model(
-        hf_config, settings, device=device, prepare=lambda made: models.fill_slots(made, {}, filled, storages)
-    )
-    if lora is not None and adapter is not None:
-        lora.load(filled, adapter)
-    own_tokenizer = adapter if adapter is not None and (adapter / "tokenizer_config.json").is_file() else None
+    sites = models.list_sites(models.skeleton(hf_config, settings)) if places else ()
+    stored = tuple((place, adapter_for(place, sites)) for place in places)
+    if any(adapter.parts for _, adapter in stored):
+        plain_only([adapter for _, adapter in stored], "--adapter")
+    storages, device = _storages_of(source), "cuda" if torch.cuda.is_available() else "cpu"
+    model = models.load_model(hf_config, settings, device=device, prepare=lambda made: models.fill_slots(made, {}, {}, storages))
+    for place, adapter in stored:
+        put_in(model, adapter.parts, str(place))
+    put_together(model, [adapter for _, adapter in stored])
+    own_tokenizer = next((place for place in places if (place / "tokenizer_config.json").is_file()), None)
     tokenizer = models.load_tokenizer(settings, own_tokenizer)
     _plain_attention(model)
-    return Opened(model.eval(), tokenizer)
+    return Opened(model.eval(), tokenizer, stored)
 
 
-def _settings_of(source: str, dtype: Literal["fp32", "bf16"] | None) -> Settings:
+def _of_a_run(checkpoint: Path, dtype: Literal["fp32", "bf16"] | None) -> Opened:
+    """Another kind of adapter: virtual tokens are put on the base model by PEFT, others built by their own plugin from the
+    configuration in the checkpoint. Raises ModelError where PEFT is wanted and missing."""
+    written = json.loads((checkpoint / "surogate.json").read_text(encoding="utf-8"))
+    kept = {key: value for key, value in written.items() if key.split(".")[0] not in ("datasets", "validation_datasets")}
+    changes = {"recompute": False, "compile": False, **({"model_dtype": dtype} if dtype else {})}
+    host = load_host()
+    plan = make_plan(load({**kept, **changes}, host, need_data=False), host)
+    tokenizer = models.load_tokenizer(models.Settings(plan.config.core), checkpoint)
+    if plan.adapted():
+        trainee = build(plan)
+        assert plan.adapter is not None
+        plan.adapter.load(trainee.adapters, checkpoint)
+        _plain_attention(trainee.model)
+        return Opened(trainee.model.eval(), tokenizer)
+    try:
+        import peft
+    except ImportError as error:
+        raise ModelError("virtual tokens generate through PEFT", where=str(checkpoint), how="pip install peft") from error
+    model: Any = plan.model_source.load({}, {}, device=plan.parallelism.device())
+    _plain_attention(model)
+    return Opened(peft.PeftModel.from_pretrained(model, checkpoint).eval(), tokenizer)
+
+
+def adapter_at(path: Path) -> Path:
+    """An adapter's own directory: this one, or the newest checkpoint of a run's directory."""
+    return path if (path / CONFIG).is_file() else checkpoint_at(path)
+
+
+def settings_of(source: str, dtype: Literal["fp32", "bf16"] | None) -> Settings:
     path = Path(source)
     chosen = dtype or ("bf16" if torch.cuda.is_available() else "fp32")
     if path.is_file():
@@ -139,22 +182,16 @@ def _with(settings: Settings, **changes: Any) -> Settings:
     return evolve(settings, core=evolve(settings.core, **changes))
 
 
-def adapter_modules(directory: Path, sites: tuple[Site, ...]) -> tuple[Lora, dict[str, LoraLinear]]:
-    """The adapter of a directory and empty modules (meta) for the sites that it adapts. Raises ModelError for names that are no
-    linear layer of this model."""
-    lora = Lora(options=options_of(read_config(directory), read_weights(directory)))
-    linear = {site.name: site for site in sites if site.kind == "linear"}
-    names = lora.options.lora_target_modules
-    strange = [name for name in names if name not in linear]
-    if strange:
-        more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
+def adapter_for(directory: Path, sites: tuple[Site, ...]) -> Stored:
+    """The adapter of a directory. Raises ModelError when it is none of a model with these sites."""
+    stored = read(directory)
+    if wrong := misfits(stored, sites):
         raise ModelError(
-            f"the adapter adapts layers that this model does not have: {', '.join(strange[:3])}{more}",
+            f"the adapter adapts layers that this model does not have: {wrong[0]}",
             where=str(directory),
             how="use the base model that it was made with",
         )
-    with torch.device("meta"):
-        return lora, {name: lora.linear(linear[name]) for name in names}
+    return stored
 
 
 def _plain_attention(model: Any) -> None:
@@ -182,7 +219,8 @@ def generate(opened: Opened, prompt: str, *, max_new_tokens: int, temperature: f
         raise ModelError("the prompt has no tokens", where="--prompt", how="give some text")
     torch.manual_seed(seed)
     how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {"do_sample": False}
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Position ids are not supported")  # PEFT's, of its own doing
         output = model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),

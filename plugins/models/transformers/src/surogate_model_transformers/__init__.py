@@ -20,12 +20,14 @@ _HOMES = {
     "blocks": "sites",
     "SlotLinear": "slots",
     "fill_slots": "slots",
+    "weight_of": "slots",
     "slot_layers": "slots",
     "slot_names": "slots",
     "run_hidden": "loss",
     "batch_loss": "loss",
     "logits": "loss",
     "check_head": "loss",
+    "set_tokens": "virtual",
     "save_model": "export",
 }
 __all__ = list(_HOMES)

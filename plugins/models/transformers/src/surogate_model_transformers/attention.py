@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from surogate_core.errors import ModelError
+from surogate_model_transformers import virtual
 from surogate_model_transformers.packed import LONG_ROW, packed_attention
 from surogate_model_transformers.slots import plain
 
@@ -35,17 +36,25 @@ class Documents(NamedTuple):
     ids    (B, S) number of the document of each position
     masks  window → boolean (B, 1, S, S), true where a query (second to last) sees a key; window 0 is no window
     calls  a list to which each attention layer adds (window, whether it has sinks or a softcap), only under :func:`inspect`
+    prefix key and value of virtual tokens, (G, P, D) each, for each layer: every query sees them, in front of its document
+    shared  whether there are virtual tokens, of either kind: then the masks are what counts
     """
 
     ids: Tensor
     masks: dict[int, Tensor]
     calls: list[tuple[int, bool]] | None = None
+    prefix: tuple[tuple[Tensor, Tensor], ...] = ()
+    shared: bool = False
 
 
 def hidden_states(model: Any, input_ids: Tensor, position_ids: Tensor, document_ids: Tensor) -> Tensor:
-    """(B, S, H): the decoder's output after its last norm, for packed rows. Inputs are (B, S)."""
+    """(B, S, H): the decoder's output after its last norm, for packed rows. Inputs are (B, S). With virtual tokens
+    (``virtual.py``) each document comes after them."""
+    tokens = virtual.tokens_of(model)
+    if tokens is not None:
+        return virtual.hidden_states(model, tokens, input_ids, position_ids, document_ids)
     documents = documents_of(model, document_ids)
-    return _decode(model, input_ids, position_ids, documents)
+    return decode(model, input_ids, position_ids, documents)
 
 
 def documents_of(model: Any, document_ids: Tensor) -> Documents:
@@ -60,11 +69,13 @@ def documents_of(model: Any, document_ids: Tensor) -> Documents:
 
 
 def mask(document_ids: Tensor, window: int) -> Tensor:
-    """(B, 1, S, S), true where the query's document is the key's and the key is 0 to ``window - 1`` positions before it."""
+    """(B, 1, S, S), true where the query's document is the key's and the key is 0 to ``window - 1`` positions before it. Keys of
+    the document ``SHARED`` belong to every one."""
     place = torch.arange(document_ids.shape[1], device=document_ids.device)
     distance = place[:, None] - place[None, :]
     near = (distance >= 0) & (distance < window) if window else distance >= 0
-    return ((document_ids[:, :, None] == document_ids[:, None, :]) & near)[:, None]
+    same = (document_ids[:, :, None] == document_ids[:, None, :]) | (document_ids[:, None, :] == virtual.SHARED)
+    return (same & near)[:, None]
 
 
 def attention(
@@ -103,9 +114,11 @@ def attention(
         documents.calls.append((sliding_window or 0, plain))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     window = _window(sliding_window, query.shape[2])
-    if _by_document(documents.ids) and not dropout and not plain:
+    if _by_document(documents.ids) and not dropout and not plain and not documents.shared:
         return packed_attention(query, key, value, documents.ids, scale, window), None
     allowed = documents.masks[window] if window in documents.masks else mask(documents.ids, window)
+    if documents.prefix:
+        key, value, allowed = virtual.prepend(documents.prefix[getattr(module, "layer_idx", 0)], key, value, allowed)
     if plain:
         return _plain(query, key, value, allowed, scale, dropout, s_aux, softcap), None
     grouped = query.shape[1] != key.shape[1]
@@ -138,7 +151,8 @@ def _by_document(ids: Tensor) -> bool:
     return ids.device.type == "cpu" and ids.shape[1] >= LONG_ROW
 
 
-def _decode(model: Any, input_ids: Tensor, position_ids: Tensor, documents: Documents) -> Tensor:
+def decode(model: Any, input_ids: Tensor, position_ids: Tensor, documents: Documents) -> Tensor:
+    """(B, S, H) of the decoder alone."""
     decoder = getattr(model, model.base_model_prefix)
     return decoder(input_ids=input_ids, position_ids=position_ids, use_cache=False, documents=documents).last_hidden_state
 
@@ -164,8 +178,8 @@ def inspect(model: Any) -> tuple[tuple[int, bool], ...]:
     model.eval()
     try:
         with torch.compiler.set_stance("force_eager"), plain(model):
-            first = _decode(model, ids, places, Documents(numbers, {}, calls))
-            other = _decode(model, torch.where(numbers == 0, (ids + 3) % config.vocab_size, ids), places, Documents(numbers, {}))
+            first = decode(model, ids, places, Documents(numbers, {}, calls))
+            other = decode(model, torch.where(numbers == 0, (ids + 3) % config.vocab_size, ids), places, Documents(numbers, {}))
     except TypeError as error:
         raise ModelError(f"this family cannot be told where documents end: {error}", where, how) from error
     finally:

@@ -13,8 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from surogate_model_transformers.attention import documents_of, hidden_states
+from surogate_core.errors import ModelError
+from surogate_model_transformers.attention import decode, documents_of, hidden_states
 from surogate_model_transformers.slots import plain
+from surogate_model_transformers.virtual import tokens_of
 
 CHUNK_BYTES = 1 << 24
 """Bytes of the float32 logits of one chunk on the CPU; smaller ones cost a pass over the head's gradient each. A GPU takes
@@ -29,6 +31,8 @@ def run_hidden(model: Any, batch: Any) -> Tensor:
 
 def logits(model: Any, batch: Any) -> Tensor:
     """(B, S, V), through the model's own forward. For tests and evaluation by hand: it holds all of them."""
+    if tokens_of(model) is not None:
+        raise ModelError("virtual tokens need a model whose head is a plain linear layer", where=type(model).__name__)
     documents = documents_of(model, batch.document_ids)
     return model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, documents=documents).logits
 
@@ -92,7 +96,7 @@ def check_head(model: Any) -> str | None:
         scale, softcap = head_scaling(model)
         with plain(model):
             own = model(input_ids=ids, position_ids=places, use_cache=False, documents=documents).logits
-            ours = _logits(hidden_states(model, ids, places, documents.ids)[0], head.weight, head.bias, scale, softcap)
+            ours = _logits(decode(model, ids, places, documents)[0], head.weight, head.bias, scale, softcap)
         model.train(training)
         agree = own.shape[1:] == ours.shape and bool((own[0] - ours).abs().max() <= 0.02 * own.abs().max())
     model._surogate_head = agree

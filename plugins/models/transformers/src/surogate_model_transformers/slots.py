@@ -37,12 +37,16 @@ class SlotLinear(nn.Linear):
         self.train(linear.training)
 
     def forward(self, input: Tensor) -> Tensor:
-        y = self.compute(input, self.weight, self.bias) if self.storage is None else self._unpacked(input)
+        y = self.base(input, self.bias)
         return y if self.adapter is None else self.adapter(input, y)
 
+    def base(self, input: Tensor, bias: Tensor | None) -> Tensor:
+        """What the layer computes without its adapter."""
+        return self.compute(input, self.weight, bias) if self.storage is None else self._unpacked(input, bias)
+
     @torch.compiler.disable
-    def _unpacked(self, input: Tensor) -> Tensor:
-        return cast(Tensor, Unpacked.apply(input, self.bias, self.storage, self.compute))
+    def _unpacked(self, input: Tensor, bias: Tensor | None) -> Tensor:
+        return cast(Tensor, Unpacked.apply(input, bias, self.storage, self.compute))
 
     def pack(self, storage: Storage, weight: Tensor) -> None:
         """Hand the weight (N, K) to the storage and let go of the parameter."""
@@ -104,6 +108,11 @@ def fill_slots(
         setattr(model.get_submodule(parent), role, new)
         lines.append(f"{name}: {_describe(old)} -> {_describe(new)}")
     return lines
+
+
+def weight_of(layer: Any) -> Tensor:
+    """The weight (N, K) of a linear layer: itself, or what its storage unpacks, in float32."""
+    return cast(Tensor, layer.storage.unpack(torch.float32) if layer.weight is None else layer.weight)
 
 
 def slot_layers(model: nn.Module) -> Iterator[tuple[str, SlotLinear]]:

@@ -1,0 +1,1 @@
+"""Prompt tuning and prefix tuning for surogate, saved in PEFT's format."""
