@@ -30,7 +30,7 @@ def test_every_hook_has_a_user_among_the_plugins_of_this_repository(name: str) -
 
 
 def test_hooks_are_the_three_groups() -> None:
-    assert set(HOOKS) == {f"register_{kind}" for kind in KINDS} | set(OBSERVERS) | {"check_config", "check_plan"}
+    assert set(HOOKS) == {f"register_{kind}" for kind in KINDS} | set(OBSERVERS) | {"check_config", "check_plan", "data_ready"}
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: f"{options.__module__}.{options.__name__}")

@@ -27,7 +27,7 @@ CHOSEN_BY = {
 }
 """Key → kind of offer that it chooses."""
 
-KINDS = ("models", "pipelines", "recipes", "adapters", "fusions", "optimizers", "schedules", "datasets", "loggers", "parallelisms")
+KINDS = tuple("models pipelines recipes adapters fusions optimizers schedules datasets loggers observers parallelisms".split())
 
 
 @frozen(eq=False)

@@ -3,7 +3,15 @@
 torch is imported for type checking only: this package is read by plugins that are merely being listed.
 """
 
-from surogate_core.contracts.context import Context, Decision, FormatContext, LoggerContext, PipelineContext, RunInfo  # noqa: F401
+from surogate_core.contracts.context import (  # noqa: F401  # noqa: F401
+    Context,
+    Decision,
+    FormatContext,
+    LoggerContext,
+    ObserverContext,
+    PipelineContext,
+    RunInfo,
+)
 from surogate_core.contracts.data import Batch, Batches, Data, Format, Pipeline, Sample, Step  # noqa: F401
 from surogate_core.contracts.model import Adapter, Fusion, ModelSource, Outline, Recipe, Site, SiteKind  # noqa: F401
 from surogate_core.contracts.training import KeepsState, Logger, Optimizer, OptimizerState, Parallelism, ParamGroup, Schedule  # noqa: F401

@@ -29,6 +29,7 @@ KINDS = {
     "schedules": "schedule",
     "datasets": "dataset",
     "loggers": "logger",
+    "observers": "observer",
     "distributed": "distributed",
     "commands": "command",
 }
