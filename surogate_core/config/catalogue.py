@@ -27,7 +27,7 @@ CHOSEN_BY = {
 }
 """Key → kind of offer that it chooses."""
 
-KINDS = tuple("models pipelines recipes adapters fusions optimizers schedules datasets loggers observers parallelisms".split())
+KINDS = (*CHOSEN_BY.values(), "fusions", "observers", "parallelisms")
 
 
 @frozen(eq=False)

@@ -217,7 +217,7 @@ def _decide(job: Job, progress: Progress, hook: str, record: dict[str, Any]) -> 
         if not isinstance(decision, Decision):
             continue
         progress.lr_scale *= decision.scale_lr
-        if not decision.reason:
+        if not (decision.reason or decision.stop):
             continue
         said = {"stop": decision.stop, "scale_lr": decision.scale_lr, "reason": decision.reason, "owner": str(owner)}
         job.tell("", {"kind": "decision", "step": record["step"], **said})
