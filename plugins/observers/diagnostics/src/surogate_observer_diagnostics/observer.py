@@ -88,8 +88,8 @@ class Diagnostics:
             return
         budget, planned = TOKENS_PER_PARAMETER * self.facts.parameters, run.total_steps * run.plan.figures.tokens_per_step
         share = f"{planned / budget:.1%} of it" if planned < 10 * budget else f"{planned / budget:.0f} times as many"
-        text = f"Chinchilla: {self.facts.parameters:,} parameters x {TOKENS_PER_PARAMETER} = {budget:,} tokens; this run has {planned:,}, {share}"
-        self._log({"kind": "notice", "text": text})
+        needs = f"{self.facts.parameters:,} parameters x {TOKENS_PER_PARAMETER} = {budget:,} tokens"
+        self._log({"kind": "notice", "text": f"Chinchilla: {needs}; this run has {planned:,}, {share}"})
 
     def step_finished(self, run: RunInfo, record: dict[str, Any]) -> Decision | None:
         decision = self.step(record)
@@ -197,7 +197,8 @@ class Diagnostics:
             "growing gradients": not warm
             and not self.facts.clips
             and grows > 4
-            and f"the gradient norm grew {grows:.1f} times in {len(memory.level.norms)} steps and is not clipped: set max_grad_norm = 1.0",
+            and f"the gradient norm grew {grows:.1f} times in {len(memory.level.norms)} steps and is not clipped: "
+            "set max_grad_norm = 1.0",
         }
         for name, text in advice.items():
             if text and name not in memory.told:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from statistics import fmean
 
 from attrs import Factory, define
@@ -29,7 +30,7 @@ def jumps(values: Sequence[float]) -> float:
     """Standard deviation from step to step (von Neumann): what is left when a trend, even a bent one, is taken away."""
     if len(values) < 2:
         return 0.0
-    return math.sqrt(fmean([(two - one) ** 2 for one, two in zip(values, values[1:], strict=False)]) / 2)
+    return math.sqrt(fmean([(two - one) ** 2 for one, two in pairwise(values)]) / 2)
 
 
 def push(values: list[float], value: float, size: int) -> None:

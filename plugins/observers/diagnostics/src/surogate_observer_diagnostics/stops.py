@@ -1,7 +1,7 @@
 """``early_stop``: four criteria. A run that still improves, however slowly, is never stopped by three of them.
 
-What "does not improve" means is said once, in ``Evals.still`` and ``Stops.stands_still``: evaluations, whose texts are the same each
-time, tell it best; where there are none, the training loss must be shown to fall by less than ``early_stop_improvement``.
+What "does not improve" means is said once, in ``Evals.still`` and ``Stops.stands_still``: evaluations, whose texts are the same
+each time, tell it best; where there are none, the training loss must be shown to fall by less than ``early_stop_improvement``.
 """
 
 from __future__ import annotations
@@ -38,9 +38,10 @@ class Evals:
         self.converged = self.converged + 1 if score > options.early_stop_score and still else 0
         if self.converged < options.early_stop_evals:
             return None
+        last = self.losses[-options.early_stop_evals :]
         return (
             f"early_stop, convergence: score {score:.3f} above {options.early_stop_score:g} for {self.converged} evaluations, "
-            f"the last ones between {min(self.losses[-options.early_stop_evals :]):.4f} and {max(self.losses[-options.early_stop_evals :]):.4f}"
+            f"the last ones between {min(last):.4f} and {max(last):.4f}"
         )
 
     def score(self, options: Options) -> float:
