@@ -269,6 +269,7 @@ class Session:
                 "plugins": dict(self.plan.lock),
                 "fingerprint": self.plan.fingerprint,
                 "config": self.plan.config.resolved(),
+                "origins": dict(self.plan.config.origins),
                 "prepared_s": round(time.monotonic() - self.started, 3),
             }
         )

@@ -15,19 +15,20 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from surogate_model_transformers.testing import tiny_model
+
 import surogate_core
 from surogate_core import testing
 from surogate_core.errors import NonFiniteLoss
-from surogate_model_transformers.testing import tiny_model
 
 HERE = Path(__file__).resolve().parent
 BASE = {
     "task": "pt",
     "model_dtype": "fp32",
     "sequence_len": 128,
-    "per_device_train_batch_size": 8,
+    "per_device_train_batch_size": 4,
     "gradient_accumulation_steps": 1,
-    "max_steps": 800,
+    "max_steps": 600,
     "save_steps": 100_000,
     "eval_steps": 50,
     "optimizer": "adamw",
@@ -40,11 +41,11 @@ BASE = {
     "dataloader_num_workers": 0,
 }
 STORIES = {"path": "stories", "type": "text", "samples": 1500}
-HELD = {"path": "held", "type": "text", "samples": 60}
+HELD = {"path": "held", "type": "text", "samples": 16}
 CURVES: dict[str, dict[str, Any]] = {
     "healthy fast": {"from_scratch": True},
     "healthy slow": {"learning_rate": 1e-5, "lr_scheduler_type": "constant", "datasets": [{"path": "plays", "type": "text"}]},
-    "healthy noisy": {"from_scratch": True, "per_device_train_batch_size": 1, "sequence_len": 64, "max_grad_norm": 1.0},
+    "healthy noisy": {"from_scratch": True, "per_device_train_batch_size": 1, "sequence_len": 96, "max_grad_norm": 1.0},
     "healthy adapter": {
         "task": "sft",
         "lora": True,
@@ -52,13 +53,13 @@ CURVES: dict[str, dict[str, Any]] = {
         "learning_rate": 2e-3,
         "datasets": [{"path": "plays", "type": "text"}],
     },
-    "spike": {"from_scratch": True, "datasets": [STORIES, {"path": "garbage", "type": "text"}], "per_device_train_batch_size": 4},
+    "spike": {"from_scratch": True, "datasets": [STORIES, {"path": "garbage", "type": "text"}]},
     "explosion": {"learning_rate": 1.0, "warmup_steps": 300, "lr_scheduler_type": "constant"},
-    "nan": {"learning_rate": 1e30, "warmup_steps": 60, "lr_scheduler_type": "constant"},
+    "nan": {"learning_rate": 1e20, "warmup_steps": 100_000, "lr_scheduler_type": "constant", "weight_decay": 0.0},
     "plateau": {"from_scratch": True, "learning_rate": 1e-9, "lr_scheduler_type": "constant"},
-    "plateau after learning": {"learning_rate": 2e-3, "datasets": [{"path": "noise", "type": "text"}], "max_steps": 1200},
+    "plateau after learning": {"learning_rate": 2e-3, "datasets": [{"path": "noise", "type": "text"}], "max_steps": 1000},
     "oscillating": {"learning_rate": 0.1, "adamw_beta1": 0.0, "adamw_beta2": 0.5, "lr_scheduler_type": "constant"},
-    "diverging": {"learning_rate": 0.3, "warmup_ratio": 1.0, "max_steps": 600},
+    "diverging": {"learning_rate": 0.3, "warmup_ratio": 1.0, "warmup_steps": 0, "max_steps": 500},
     "overfitting": {"datasets": [{"path": "few", "type": "text"}], "learning_rate": 5e-3, "lr_scheduler_type": "constant"},
     "no warmup": {"from_scratch": True, "learning_rate": 5e-2, "warmup_steps": 0},
     "mixture collapse": {"model": "mixture", "from_scratch": True, "learning_rate": 0.1, "lr_scheduler_type": "constant"},
