@@ -184,11 +184,11 @@ class Session:
         except SurogateError as error:
             self.log({"kind": "end", "step": progress.step, "failed": error.problems[0].what})
             raise
+        assert self.loggers is not None
         summary = self._summary(progress, total, reason)
-        told = {"next": self._next(summary), "observers_s": dict(self.observers.seconds)}
+        told = {"next": self._next(summary), "plugins_s": dict(self.loggers.seconds() + self.observers.seconds)}
         self.log({"kind": "end", "step": progress.step, **_plain(summary), **told})
-        if self.loggers is not None:
-            self.loggers.drain()  # what observers print comes after the last lines of the console
+        self.loggers.drain()  # what observers print comes after the last lines of the console
         if not self.stop.requested:
             self.observers.tell("run_finished", run=info, summary=_plain(summary))
         return summary

@@ -72,7 +72,7 @@
   };
 
   function chart(name, title, unit, wide) {
-    const box = section("", wide), W = wide ? 1180 : 570, H = wide ? 330 : 200, L = 62, R = 12, T = 12, B = 26;
+    const box = section("", wide), W = wide ? 1180 : 570, H = wide ? 330 : 200, L = 62, R = 26, T = 12, B = 26;
     const drawing = svg("svg", { viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": title });
     let log = name === "grad_norm";
     const button = el("button", { type: "button", "aria-pressed": log, title: "logarithmic axis" }, "log");
@@ -120,7 +120,7 @@
           for (const [x, y] of run.evals) inside.append(svg("circle", { cx: X(x), cy: Y(y), r: run.evals.length > 80 ? 1.8 : 3.2, fill: color(i), stroke: "var(--ink)", "stroke-width": 1.2 }));
         }
       }
-      drawing.append(svg("line", { class: "cross", y1: T, y2: H - B, x1: -9, x2: -9 }), svg("rect", { class: "span", y: T, height: H - B - T, x: -9, width: 0, fill: color(0), opacity: 0.12 }));
+      drawing.append(svg("line", { class: "cross", y1: T, y2: H - B, visibility: "hidden" }), svg("rect", { class: "span", y: T, height: H - B - T, x: -9, width: 0, fill: color(0), opacity: 0.12 }));
     }
 
     // phases as a ribbon for each run, decisions as lines, checkpoints as ticks
@@ -173,8 +173,9 @@
     function cross(step) {
       const line = drawing.querySelector(".cross");
       if (!line || !place) return;
-      const x = step === null || step < place.from || step > place.to ? -9 : place.X(step);
-      line.setAttribute("x1", x); line.setAttribute("x2", x);
+      const inside = step !== null && step >= place.from && step <= place.to;
+      line.setAttribute("visibility", inside ? "visible" : "hidden");
+      if (inside) { line.setAttribute("x1", place.X(step)); line.setAttribute("x2", place.X(step)); }
     }
     draw();
     charts.push({ draw, cross });
@@ -214,7 +215,7 @@
     if (run.memory_plan.length) put("Planned memory", split(run.memory_plan, "bytes"));
     const sides = Object.entries(run.ledger);
     if (sides.length) put("Data", table(["", "#rows", "#tokens"], [...new Set(sides.flatMap(([, counts]) => Object.keys(counts)))].filter(fate => sides.some(([, counts]) => typeof counts[fate] === "number" && counts[fate])).map(fate => [fate, exact(run.ledger.rows?.[fate] ?? ""), exact(run.ledger.tokens?.[fate] ?? "")])));
-    if (run.observers.length) put("Observers", table(["plugin", "#ms a step"], run.observers.map(([name, value]) => [name, exact(value)])));
+    if (run.observers.length) put("Loggers and observers", table(["plugin", "#ms a step"], run.observers.map(([name, value]) => [name, exact(value)])));
     if (run.notices.length) put("Notices", el("details", {}, el("summary", {}, `${run.notices.length}`), ...run.notices.map(text => el("div", {}, text))));
     if (run.next.length) put("Next", run.next.map(text => el("div", {}, el("code", {}, text))));
   });

@@ -136,7 +136,7 @@ def _parts(run: Run) -> list[list[Any]]:
 
 def _observers(run: Run) -> list[list[Any]]:
     count = max(1, len(run.columns["step"]))
-    return [[name, short(1000 * seconds / count)] for name, seconds in (run.end.get("observers_s") or {}).items()]
+    return [[name, short(1000 * seconds / count)] for name, seconds in (run.end.get("plugins_s") or {}).items()]
 
 
 def _config(run: Run) -> list[list[Any]]:
