@@ -42,20 +42,24 @@ BASE = {
 }
 STORIES = {"path": "stories", "type": "text", "samples": 1500}
 HELD = {"path": "held", "type": "text", "samples": 16}
+PLAYS = {
+    "datasets": [{"path": "plays", "type": "text"}],
+    "validation_datasets": [{"path": "held plays", "type": "text"}],
+}
 CURVES: dict[str, dict[str, Any]] = {
     "healthy fast": {"from_scratch": True},
-    "healthy slow": {"learning_rate": 1e-5, "lr_scheduler_type": "constant", "datasets": [{"path": "plays", "type": "text"}]},
+    "healthy slow": {"learning_rate": 1e-5, "lr_scheduler_type": "constant", **PLAYS},
     "healthy noisy": {"from_scratch": True, "per_device_train_batch_size": 1, "sequence_len": 96, "max_grad_norm": 1.0},
     "healthy adapter": {
         "task": "sft",
         "lora": True,
         "lora_rank": 8,
         "learning_rate": 2e-3,
-        "datasets": [{"path": "plays", "type": "text"}],
+        **PLAYS,
     },
     "spike": {"from_scratch": True, "datasets": [STORIES, {"path": "garbage", "type": "text"}]},
     "explosion": {"learning_rate": 1.0, "warmup_steps": 300, "lr_scheduler_type": "constant"},
-    "nan": {"learning_rate": 6e17, "warmup_steps": 600, "lr_scheduler_type": "constant", "weight_decay": 0.0},
+    "nan": {"learning_rate": 1.2e8, "warmup_steps": 600, "lr_scheduler_type": "constant", "weight_decay": 0.0},
     "plateau": {"from_scratch": True, "learning_rate": 1e-9, "lr_scheduler_type": "constant"},
     "plateau after learning": {"learning_rate": 2e-3, "datasets": [{"path": "noise", "type": "text"}], "max_steps": 1000},
     "oscillating": {"learning_rate": 0.1, "adamw_beta1": 0.0, "adamw_beta2": 0.5, "lr_scheduler_type": "constant"},
@@ -77,6 +81,7 @@ def prepare(data: Path, place: Path) -> dict[str, str]:
         "held": rows[:60],
         "few": rows[100:130],
         "plays": [{"text": plays[start : start + 2000]} for start in range(0, 600_000, 2000)],
+        "held plays": [{"text": plays[start : start + 2000]} for start in range(600_000, 610_000, 2000)],
         "garbage": [{"text": "".join(chr(draw.randrange(0x4E00, 0x9000)) for _ in range(120))} for _ in range(6)],
         "noise": [{"text": "".join(draw.choices(letters, k=500))} for _ in range(1500)],
     }

@@ -63,7 +63,7 @@ class Options:
     )
     lr_reduction_limit: int = field(default=5, validator=ge(0), metadata=doc("Cuts for good of one run, at most."))
     lr_reduction_blend: int = field(
-        default=50, validator=ge(1), metadata=doc("Steps in which a temporary cut blends back; four times as many are calm.")
+        default=50, validator=ge(1), metadata=doc("Steps in which a temporary cut blends back; as many without a spike are calm.")
     )
     lr_reduction_pause: int = field(default=20, validator=ge(1), metadata=doc("Steps between two cuts."))
 

@@ -1,8 +1,8 @@
 """``auto_lr_reduction``: cuts of the learning rate in two stages.
 
 The first cuts (``lr_reduction_temporary``, two) are temporary: the rate blends back in a straight line over
-``lr_reduction_blend`` steps. When things do not stay calm for four times as long, the next one is for good; at most
-``lr_reduction_limit`` of those. So a spike that stands alone never costs a run its rate.
+``lr_reduction_blend`` steps. When that many steps do not pass without a spike, they have not helped, and the next cut is for
+good; at most ``lr_reduction_limit`` of those. So a spike that stands alone never costs a run its rate.
 """
 
 from __future__ import annotations
@@ -10,9 +10,6 @@ from __future__ import annotations
 from attrs import define
 
 from surogate_observer_diagnostics.options import Options
-
-CALM = 4
-"""Blends without a spike after which temporary cuts count from zero again."""
 
 
 @define
@@ -34,7 +31,7 @@ class Cuts:
         if self.passing < 1.0:
             self.passing = min(1.0, self.passing + self.back)
         if spike is None:
-            if self.last is not None and step - self.last >= CALM * options.lr_reduction_blend:
+            if self.last is not None and step - self.last > options.lr_reduction_blend:
                 self.temporary = 0
         elif self.last is None or step - self.last >= options.lr_reduction_pause:
             reason = self._cut(spike, options)

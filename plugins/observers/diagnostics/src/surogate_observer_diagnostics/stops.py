@@ -108,13 +108,13 @@ class Stops:
         return None
 
     def stands_still(self, stretch: Stretch, evals: Evals, options: Options) -> bool:
-        """A plateau, and more than the look of one: three evaluations in it brought nothing, or, where there are none, the training
-        loss surely falls by less than ``early_stop_improvement``."""
+        """A plateau, and more than the look of one: ``early_stop_evals`` evaluations in it brought nothing, or, where there are
+        none at all, the training loss surely falls by less than ``early_stop_improvement``."""
         if not stretch.flat(options.plateau_improvement, 2.0, options):
             return False
         if evals.losses:
             count = evals.since(stretch.start)
-            return count >= 3 and evals.still(count)
+            return count >= options.early_stop_evals and evals.still(count)
         return stretch.flat(options.early_stop_improvement, 3.0, options)
 
     def _pay(self, loss: float, tokens: int, parameters: int) -> None:
