@@ -164,7 +164,7 @@ def test_torn_lines_nan_and_unknown_records_are_no_harm(write: Write) -> None:
 
 
 def test_a_directory_without_a_run_is_refused(tmp_path: Path, write: Write) -> None:
-    with pytest.raises(Refused, match="metrics.jsonl cannot be read"):
+    with pytest.raises(Refused, match=r"metrics\.jsonl cannot be read"):
         read_run(tmp_path / "nowhere")
     (tmp_path / "metrics.jsonl").write_text('{"kind": "run"}\n')
     with pytest.raises(Refused, match="no step is recorded"):
@@ -213,12 +213,13 @@ with sync_playwright() as play:
     page.goto("file://" + path)
     seen["ready"] = page.evaluate("Number(document.documentElement.dataset.ready)")
     count = "selector => document.querySelectorAll(selector).length"
-    seen["counts"] = {what: page.evaluate(count, what) for what in ("svg", ".phase", ".decision", ".checkpoint", "polygon", "circle")}
+    wanted = ("svg", ".phase", ".decision", ".checkpoint", "polygon", "circle")
+    seen["counts"] = {what: page.evaluate(count, what) for what in wanted}
     box = page.locator("svg").first.bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     seen["tip"] = page.inner_text("#tip")
     page.mouse.down(); page.mouse.move(box["x"] + box["width"] * 0.8, box["y"] + 90); page.mouse.up()
-    seen["ticks"] = page.locator("svg").first.locator("text").all_inner_texts()
+    seen["ticks"] = page.locator("svg").first.locator("text").all_text_contents()
     page.mouse.dblclick(box["x"] + box["width"] / 2, box["y"] + 90)
     page.fill("input", "learning")
     seen["text"] = page.inner_text("main")
