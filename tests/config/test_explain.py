@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,7 +9,7 @@ import pytest
 from surogate_core.config import load
 from surogate_core.config.explain import rows
 from surogate_core.errors import ConfigError
-from surogate_core.host import Host
+from surogate_core.host import Host, load_host
 
 MINIMAL: dict[str, Any] = {"model": "owner/model", "datasets": [{"path": "owner/name", "type": "conversation"}]}
 
@@ -34,3 +36,31 @@ def test_explain_without_a_configuration(host: Host) -> None:
     assert rows(host, None, "qlora_fp4")[0].doc == "Not available in this version."
     with pytest.raises(ConfigError, match='did you mean "save_steps"'):
         rows(host, None, "save_step")
+
+
+EXAMPLES = sorted((Path(__file__).resolve().parents[2] / "examples").rglob("*.toml"))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_every_resolved_key_of_every_example_has_an_origin_and_an_owner(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Installed plugins; a key that the file sets comes from its line, found here by reading the file anew."""
+    host = load_host()
+    monkeypatch.chdir(tmp_path)
+    for name in re.findall(r'^path = "(.+)"$', path.read_text(), re.MULTILINE):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}\n")
+    config = load(path, host)
+    owners = {str(plugin.owner) for plugin in host.plugins} | {"surogate"}
+    found = {row.key: row for row in rows(host, config)}
+    assert set(config.resolved()) <= set(found) | {"datasets", "validation_datasets"}
+    for row in found.values():
+        assert row.origin, row.key
+        assert row.owner in owners, row.key
+    written = path.read_text().splitlines()
+    for number, line in enumerate(written, 1):
+        key = line.partition("=")[0].strip()
+        if "=" in line and not line.startswith(("#", "[")) and "[[" not in "".join(written[:number]):
+            assert found[key].origin.endswith(f":{number}"), key
+    assert {row.origin for row in found.values()} > {"default"}
