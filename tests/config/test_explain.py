@@ -48,8 +48,10 @@ def test_every_resolved_key_of_every_example_has_an_origin_and_an_owner(
     """Installed plugins; a key that the file sets comes from its line, found here by reading the file anew."""
     host = load_host()
     monkeypatch.chdir(tmp_path)
+    for name in re.findall(r'^model = "(.+)"$', path.read_text(), re.MULTILINE):
+        (tmp_path / name).mkdir(parents=True)
     for name in re.findall(r'^path = "(.+)"$', path.read_text(), re.MULTILINE):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("{}\n")
     config = load(path, host)
     owners = {str(plugin.owner) for plugin in host.plugins} | {"surogate"}

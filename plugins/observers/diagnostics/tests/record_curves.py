@@ -59,7 +59,7 @@ CURVES: dict[str, dict[str, Any]] = {
     },
     "spike": {"from_scratch": True, "datasets": [STORIES, {"path": "garbage", "type": "text"}]},
     "explosion": {"learning_rate": 1.0, "warmup_steps": 300, "lr_scheduler_type": "constant"},
-    "nan": {"learning_rate": 1.2e8, "warmup_steps": 600, "lr_scheduler_type": "constant", "weight_decay": 0.0},
+    "nan": {"learning_rate": 3000.0, "warmup_steps": 600, "lr_scheduler_type": "constant", "weight_decay": 0.0},
     "plateau": {"from_scratch": True, "learning_rate": 1e-9, "lr_scheduler_type": "constant"},
     "plateau after learning": {"learning_rate": 2e-3, "datasets": [{"path": "noise", "type": "text"}], "max_steps": 1000},
     "oscillating": {"learning_rate": 0.1, "adamw_beta1": 0.0, "adamw_beta2": 0.5, "lr_scheduler_type": "constant"},

@@ -114,19 +114,20 @@ class Diagnostics:
         norm = None if norm is None else float(norm)
         memory.seen += 1
         warmup = self.facts.warmup if self.facts.warmup >= 1 else self.facts.warmup * record.get("total_steps", 0)
-        warm = memory.seen < 20 or step <= warmup
+        early = memory.seen < 20
+        warm = early or step <= warmup
         spike = memory.spikes.see(step, loss, norm, options)
         factor, why = memory.cuts.see(step, spike, options) if options.auto_lr_reduction else (1.0, "")
         if not math.isfinite(loss):
             return Decision(reason=why, scale_lr=factor) if why else None
-        if not warm:
-            if spike is None:
-                memory.stretch.see(step, loss, options)
+        if not warm and spike is None:
+            memory.stretch.see(step, loss, options)
+        if not early:
             memory.level.see(step, loss, norm, options)
-        self._phase(step, "warmup" if warm else self._now())
+        self._phase(step, "warmup" if warm and not memory.level.diverging else self._now())
         self._advise(step, rate, norm, warmup, spike, warm)
         stop = None
-        if not warm:
+        if not early:
             stop = memory.stops.see(
                 step, loss, record.get("tokens", 0), self.facts.parameters, memory.stretch, memory.level, memory.evals, options
             )

@@ -41,7 +41,8 @@ class Evals:
         last = self.losses[-options.early_stop_evals :]
         return (
             f"early_stop, convergence: score {score:.3f} above {options.early_stop_score:g} for {self.converged} evaluations, "
-            f"the last ones between {min(last):.4f} and {max(last):.4f}"
+            f"the last ones between {min(last):.4f} and {max(last):.4f}, the best {min(self.losses):.4f} at step "
+            f"{self.steps[self.losses.index(min(self.losses))]}"
         )
 
     def score(self, options: Options) -> float:
@@ -91,7 +92,7 @@ class Stops:
                 f"early_stop, divergence: the mean loss is {mean:.4f}, {mean / (level.best or math.nan) - 1:.0%} above the best "
                 f"{level.best:.4f} of step {level.best_step}, for {level.diverging} steps"
             )
-        if not self.stands_still(stretch, evals, options):
+        if level.diverging or not self.stands_still(stretch, evals, options):
             return None
         figures = "the loss falls by {:.3%} to {:.3%} in 500 steps".format(*(max(-9.99, one) for one in stretch.rate(2.0)))
         if stretch.n >= options.early_stop_plateau:
