@@ -13,7 +13,7 @@ import functools
 import inspect
 import re
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata
 from typing import Any
@@ -122,7 +122,7 @@ class Observers:
         self._notice = notice
         self._detached: set[str] = set()
         self._built: list[tuple[Offer, Any]] = []
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
 
     def add(self, offer: Offer, observer: Any) -> None:
         """Tell this object too, as what ``offer`` built."""

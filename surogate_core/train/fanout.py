@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from queue import SimpleQueue
@@ -44,9 +43,11 @@ class Fanout:
         """Name → what the logger of this name wants to know when the run is continued (:class:`KeepsState`)."""
         return {feed.offer.name: state for feed in self._feeds if (state := feed.state()) is not None}
 
-    def seconds(self) -> Counter[str]:
-        """Distribution → seconds that its loggers worked so far, in threads of their own."""
-        return sum((Counter({feed.offer.owner.distribution: feed.seconds}) for feed in self._feeds), Counter())
+    def add_seconds(self, taken: dict[str, float]) -> None:
+        """Add to distribution → seconds what its loggers worked so far, in threads of their own."""
+        for feed in self._feeds:
+            name = feed.offer.owner.distribution
+            taken[name] = taken.get(name, 0.0) + feed.seconds
 
     def drain(self) -> None:
         """Wait until every logger has what it was sent, within the time that they get to finish."""

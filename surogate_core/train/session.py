@@ -186,7 +186,8 @@ class Session:
             raise
         assert self.loggers is not None
         summary = self._summary(progress, total, reason)
-        told = {"next": self._next(summary), "plugins_s": dict(self.loggers.seconds() + self.observers.seconds)}
+        self.loggers.add_seconds(self.observers.seconds)
+        told = {"next": self._next(summary), "plugins_s": dict(self.observers.seconds)}
         self.log({"kind": "end", "step": progress.step, **_plain(summary), **told})
         self.loggers.drain()  # what observers print comes after the last lines of the console
         if not self.stop.requested:

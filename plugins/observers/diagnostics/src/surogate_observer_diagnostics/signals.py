@@ -120,9 +120,11 @@ class Stretch:
         return (-slope - errors * error) * HORIZON / level, (-slope + errors * error) * HORIZON / level
 
     def flat(self, improvement: float, errors: float, options: Options) -> bool:
-        """Long enough, and surely slower than ``improvement``: not merely that no improvement can be seen."""
+        """Long enough, and surely slower than ``improvement``: not merely that no improvement can be seen. The line must be known
+        that well, too: noise that happens to rise is no proof."""
         least, greatest = self.rate(errors)
-        return self.n >= options.plateau_steps and greatest < improvement and least <= 0
+        known = greatest - least < 2 * improvement
+        return self.n >= options.plateau_steps and known and greatest < improvement and least <= 0
 
     def _improves(self, options: Options) -> bool:
         if self.rate(3.0)[0] > 0:

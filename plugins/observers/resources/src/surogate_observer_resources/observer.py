@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -48,8 +48,8 @@ class TimedResources(Resources):
 
     def __init__(self, found: Gauge | None, every: int, device: str, log: Callable[[dict[str, Any]], None]):
         super().__init__(found, every, device, log)
-        self._now: Counter[str] = Counter()
-        self._all: Counter[str] = Counter()
+        self._now: defaultdict[str, float] = defaultdict(float)
+        self._all: defaultdict[str, float] = defaultdict(float)
         self._steps = 0
         self._last = time.perf_counter()
 
@@ -74,6 +74,6 @@ class TimedResources(Resources):
 
     def run_finished(self, run: RunInfo, summary: dict[str, Any]) -> None:
         whole = sum(self._all.values())
-        parts = [f"{name} {1000 * taken / self._steps:.2f} ms ({taken / whole:.1%})" for name, taken in self._all.most_common()]
+        parts = [f"{name} {1000 * taken / self._steps:.2f} ms ({taken / whole:.1%})" for name, taken in sorted(self._all.items())]
         text = f"time of a step: {', '.join(parts)}; together {1000 * whole / self._steps:.2f} ms"
         self._log({"kind": "notice", "step": run.total_steps, "text": text})
