@@ -6,6 +6,9 @@ before the recorded ones were looked at; the README says which rules were change
 
 from __future__ import annotations
 
+import json
+import os
+from pathlib import Path
 from typing import Any
 
 import curves
@@ -16,6 +19,7 @@ from surogate_observer_diagnostics.options import Options
 
 ON = Options(auto_lr_reduction=True, early_stop=True)
 MADE = Facts(parameters=1_000_000, warmup=100)
+ROOT = Path(__file__).resolve().parents[4]
 WINDOW = 15
 """Steps by which an event may be off: the last digits of exp and log are the platform's."""
 
@@ -200,6 +204,7 @@ def test_nor_with_other_noise(name: str, shift: int, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.prove
+@pytest.mark.skipif(not os.environ.get("SUROGATE_PROVE"), reason="SUROGATE_PROVE is not set: 207 runs take two minutes")
 def test_nor_with_two_hundred_other_noises(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stops: none. Cuts for good, which three spikes of mere noise within 100 steps can bring: in at most one run of twenty."""
     made, cut, runs = curves.made, 0, 0
@@ -210,8 +215,10 @@ def test_nor_with_two_hundred_other_noises(monkeypatch: pytest.MonkeyPatch) -> N
                 events, runs = happens(name), runs + 1
                 assert not [event for event in events if event.decision and event.decision.stop], (name, shift)
                 cut += any("permanent" in event.text for event in events)
-    assert runs >= 180
+    assert runs >= 200
     assert cut <= runs / 20
+    told = {"healthy runs": runs, "stopped": 0, "cut for good": cut}
+    (ROOT / "docs/proof/diagnostics.json").write_text(json.dumps(told, indent=1) + "\n")
 
 
 def test_the_run_that_became_nan_ended_by_itself() -> None:
