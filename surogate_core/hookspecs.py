@@ -21,7 +21,7 @@ import pluggy
 
 if TYPE_CHECKING:
     from surogate_core.config import Config
-    from surogate_core.contracts import Decision, RunInfo
+    from surogate_core.contracts import Batches, Decision, RunInfo
     from surogate_core.errors import Problem
     from surogate_core.offers import Offer
     from surogate_core.plan import Plan
@@ -106,6 +106,14 @@ def register_loggers() -> list[Offer]:
 
 
 @hookspec
+def register_observers() -> list[Offer]:
+    """Observers with options or a state. Every installed one is built: ``build(options, context)`` gets an
+    :class:`~surogate_core.contracts.ObserverContext` and returns an object, or None when this configuration does not ask for it.
+    Those of its methods that are named like the observers' hooks below are called as they are, with all their arguments; what
+    its ``state()`` says (:class:`~surogate_core.contracts.KeepsState`) is in every checkpoint."""
+
+
+@hookspec
 def register_parallelisms() -> list[Offer]:
     """Ways to spread a run over processes; exactly one is in force. ``build(options, context)`` returns a
     :class:`~surogate_core.contracts.Parallelism`."""
@@ -128,6 +136,12 @@ def check_plan(plan: Plan, device: str) -> list[Problem]:
     """Problems of this plan on this device ("cpu", "cuda"), before any weight is read."""
 
 
+@hookspec
+def data_ready(plan: Plan, training: Batches) -> Decision | None:
+    """The data phase is over, ``num_epochs`` is about to be used. A Decision with ``epochs`` replaces it; two of them are an
+    error. It must follow from the plan and the data alone, so that a continued run hears the same."""
+
+
 # ---------------------------------------------------------------- observers: called between steps, never inside one
 @hookspec
 def run_started(run: RunInfo) -> None:
@@ -136,12 +150,19 @@ def run_started(run: RunInfo) -> None:
 
 @hookspec
 def step_finished(run: RunInfo, record: dict[str, Any]) -> Decision | None:
-    """After each optimizer step, with the record that the loggers get. May return a Decision (stop, scale the rate)."""
+    """After each optimizer step, with the record that the loggers get next: fields that an observer adds to it are logged. May
+    return a Decision (stop, scale the rate)."""
 
 
 @hookspec
 def evaluated(run: RunInfo, record: dict[str, Any]) -> Decision | None:
     """After each evaluation, with its record. May return a Decision."""
+
+
+@hookspec
+def part_finished(run: RunInfo, name: str) -> None:
+    """A part of a step has ended: "data", "forward" and "backward" (of each micro-batch), "optimizer", "record" (figures read,
+    loggers and observers told), "eval", "save". The one exception to "between steps": it is for clocks, and for nothing else."""
 
 
 @hookspec

@@ -26,11 +26,12 @@ def test_every_hook_has_a_docstring_that_says_who_calls_or_what_a_return_means(n
 
 @pytest.mark.parametrize("name", HOOKS)
 def test_every_hook_has_a_user_among_the_plugins_of_this_repository(name: str) -> None:
-    assert HOST.implementations(name), f"hook {name} has no user"
+    built = [path for path in ROOT.glob("plugins/*/*/src/*/*.py") if name in OBSERVERS and f"def {name}(" in path.read_text()]
+    assert HOST.implementations(name) or built, f"hook {name} has no user"
 
 
 def test_hooks_are_the_three_groups() -> None:
-    assert set(HOOKS) == {f"register_{kind}" for kind in KINDS} | set(OBSERVERS) | {"check_config", "check_plan"}
+    assert set(HOOKS) == {f"register_{kind}" for kind in KINDS} | set(OBSERVERS) | {"check_config", "check_plan", "data_ready"}
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: f"{options.__module__}.{options.__name__}")

@@ -29,7 +29,7 @@ CHOSEN_BY = {
 }
 """Key → kind of offer that it chooses."""
 
-KINDS = (*CHOSEN_BY.values(), "quantizers", "fusions", "parallelisms")
+KINDS = (*CHOSEN_BY.values(), "quantizers", "fusions", "observers", "parallelisms")
 
 
 @frozen(eq=False)

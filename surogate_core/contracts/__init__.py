@@ -4,7 +4,15 @@ torch is imported for type checking only: this package is read by plugins that a
 """
 
 from surogate_core.contracts.checkpoints import Checkpoints, CheckpointStore, Saved  # noqa: F401
-from surogate_core.contracts.context import Context, Decision, FormatContext, LoggerContext, PipelineContext, RunInfo  # noqa: F401
+from surogate_core.contracts.context import (  # noqa: F401
+    Context,
+    Decision,
+    FormatContext,
+    LoggerContext,
+    ObserverContext,
+    PipelineContext,
+    RunInfo,
+)
 from surogate_core.contracts.data import Batch, Batches, Data, Format, Pipeline, Sample, Step  # noqa: F401
 from surogate_core.contracts.model import (  # noqa: F401
     Adapter,

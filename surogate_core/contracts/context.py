@@ -65,12 +65,25 @@ class LoggerContext(Context):
 
 
 @frozen(kw_only=True)
+class ObserverContext(Context):
+    """For observers. ``state`` as in :class:`LoggerContext`. ``log`` sends a record to the loggers and to ``metrics.jsonl``; one
+    with a ``step`` is dropped when that step is run again."""
+
+    plan: Any
+    log: Callable[[dict[str, Any]], None]
+    state: Mapping[str, Any] = field(factory=dict)
+
+
+@frozen(kw_only=True)
 class Decision:
-    """Returned by ``step_finished`` or ``evaluated``: the loop applies it and logs it with its owner."""
+    """Returned by ``step_finished`` or ``evaluated``: the loop applies it and logs it with its owner. ``scale_lr`` multiplies the
+    rate from the next step on. Without a ``reason`` it carries out an earlier one, step by step, and is not logged. ``epochs`` is
+    for ``data_ready``."""
 
     reason: str
     stop: bool = False
     scale_lr: float = field(default=1.0)
+    epochs: int | None = None
 
 
 @frozen(kw_only=True)

@@ -44,7 +44,9 @@ def check(saved: Mapping[str, Any], directory: Path, config: Config, host: Host,
     then = json.loads((directory / "surogate.json").read_text())
     now = redact(config.resolved())
     loggers = host.offers("loggers").values()
+    observers = host.offers("observers").values()
     exempt = CANNOT_CHANGE_THE_RESULT | {field.name for offer in loggers if offer.options for field in attrs.fields(offer.options)}
+    exempt |= {f.name for offer in observers if offer.options for f in attrs.fields(offer.options) if f.metadata.get("passive")}
     differences = [
         (key, then.get(key), now.get(key))
         for key in sorted(then.keys() | now.keys())

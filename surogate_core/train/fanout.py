@@ -43,6 +43,12 @@ class Fanout:
         """Name → what the logger of this name wants to know when the run is continued (:class:`KeepsState`)."""
         return {feed.offer.name: state for feed in self._feeds if (state := feed.state()) is not None}
 
+    def add_seconds(self, taken: dict[str, float]) -> None:
+        """Add to distribution → seconds what its loggers worked so far, in threads of their own."""
+        for feed in self._feeds:
+            name = feed.offer.owner.distribution
+            taken[name] = taken.get(name, 0.0) + feed.seconds
+
     def drain(self) -> None:
         """Wait until every logger has what it was sent, within the time that they get to finish."""
         marks = [(feed, threading.Event()) for feed in self._feeds]
@@ -75,6 +81,7 @@ class _Feed:
         self.offer = offer
         self._logger, self._notice, self._waiting = logger, notice, waiting
         self._named = self._failed = False
+        self.seconds = 0.0
 
     def put(self, record: dict[str, Any]) -> None:
         if self._failed:
@@ -116,8 +123,10 @@ class _Feed:
             if isinstance(record, threading.Event):
                 record.set()
             elif not self._failed:
+                begun = time.perf_counter()
                 try:
                     self._logger.log(record)
+                    self.seconds += time.perf_counter() - begun
                 except BaseException as error:
                     self._failed = True
                     self.name(f"raised {type(error).__name__} in log and gets no more records: {error}")

@@ -23,6 +23,7 @@ from surogate_core.offers import Owner
 from surogate_core.train.evaluate import Loss, evaluate
 from surogate_core.train.schedules import learning_rate
 
+Mark = Callable[[str], object]
 Tell = Callable[[str, dict[str, Any]], list[tuple[Owner, Any]]]
 
 
@@ -58,8 +59,9 @@ class Job:
     save      ``save(progress, last)`` writes a checkpoint
     stop      names the reason to end early, or is None
     save_now  true once when the user asked for a checkpoint
-    tell      ``tell(hook, record)`` logs a record and asks the observers of ``hook`` ("" for none)
+    tell      ``tell(hook, record)`` asks the observers of ``hook`` ("" for none) and logs the record
     stepped   what the recipe does after an optimizer step
+    mark      ``mark(name)`` says that a part of a step has ended
     """
 
     core: CoreOptions
@@ -78,17 +80,20 @@ class Job:
     save_now: Callable[[], bool]
     tell: Tell
     stepped: Callable[[], None] = lambda: None
+    mark: Mark = lambda name: None
 
 
-def accumulate(model: nn.Module, step: Step, parallelism: Parallelism, loss_of: Loss) -> Tensor:
+def accumulate(model: nn.Module, step: Step, parallelism: Parallelism, loss_of: Loss, mark: Mark = lambda name: None) -> Tensor:
     """Gradients of one optimizer step, added to ``.grad``. Returns the mean loss, a scalar on the device."""
     device = parallelism.device()
     weight = parallelism.sum(torch.tensor(step.weight, dtype=torch.float64, device=device)).clamp_min(1e-12)
     total = torch.zeros((), device=device)
     for batch in parallelism.rows(step.batches):
         loss = loss_of(model, batch.to(device)) / weight
+        mark("forward")
         loss.backward()
         total = total + loss.detach()
+        mark("backward")
     return parallelism.sum(total)
 
 
@@ -103,12 +108,13 @@ def clip(parameters: Sequence[Tensor], max_norm: float) -> Tensor:
 
 def optimizer_step(job: Job, step: Step, index: int, lr: Tensor) -> tuple[Tensor, Tensor]:
     """One whole step. Returns loss and gradient norm, both still on the device."""
-    loss = accumulate(job.model, step, job.parallelism, job.loss)
+    loss = accumulate(job.model, step, job.parallelism, job.loss, job.mark)
     norm = clip(job.parameters, job.core.max_grad_norm)
     job.optimizer.step(lr, index + 1)
     for parameter in job.parameters:
         parameter.grad = None
     job.stepped()
+    job.mark("optimizer")
     return loss, norm
 
 
@@ -137,6 +143,7 @@ def train(job: Job, progress: Progress) -> str | None:
         index = progress.step
         step = job.train.step(index, job.epochs)
         progress.seconds["data"] += time.monotonic() - started
+        job.mark("data")
         lr = learning_rate(job.core, job.schedule, index, job.total) * progress.lr_scale
         lr_device.fill_(lr)
         loss, norm = optimizer_step(job, step, index, lr_device)
@@ -151,13 +158,16 @@ def train(job: Job, progress: Progress) -> str | None:
         saves = asked or progress.step % job.core.save_steps == 0 or progress.step == job.total or job.stop() is not None
         while len(pending) > (0 if evaluates or saves else lag):
             reason = _finish(job, progress, pending.popleft()) or reason
+        job.mark("record")
         if evaluates:
             reason = _evaluate(job, progress) or reason
+            job.mark("eval")
         reason = reason or job.stop()
         if saves or reason:
             begun = time.monotonic()
             job.save(progress, progress.step == job.total)
             progress.seconds["save"] += time.monotonic() - begun
+            job.mark("save")
         started = time.monotonic()
     return reason
 
@@ -210,6 +220,8 @@ def _decide(job: Job, progress: Progress, hook: str, record: dict[str, Any]) -> 
         if not isinstance(decision, Decision):
             continue
         progress.lr_scale *= decision.scale_lr
+        if not (decision.reason or decision.stop):
+            continue
         said = {"stop": decision.stop, "scale_lr": decision.scale_lr, "reason": decision.reason, "owner": str(owner)}
         job.tell("", {"kind": "decision", "step": record["step"], **said})
         if decision.stop:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import functools
 import sys
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
 import torch
 
-from surogate_core.contracts import Batches, Data, FollowsSteps, LoggerContext, RunInfo, Saved
-from surogate_core.errors import ResumeError, SurogateError
+from surogate_core.contracts import Batches, Data, FollowsSteps, LoggerContext, ObserverContext, RunInfo, Saved
+from surogate_core.errors import PlanError, ResumeError, SurogateError
 from surogate_core.host import Host, Observers, attributed
-from surogate_core.offers import Owner
+from surogate_core.offers import Offer, Owner
 from surogate_core.plan import Plan
 from surogate_core.train import drift
 from surogate_core.train.fanout import Fanout
@@ -39,6 +40,7 @@ class Session:
         self.observers = Observers(host, self.notice)
         self.early: list[str] = []
         self.logger_states: dict[str, Any] = {}
+        self.observer_states: dict[str, Any] = {}
         self.records: Records | None = None
         self.loggers: Fanout | None = None
 
@@ -68,17 +70,21 @@ class Session:
             quiet=self.quiet,
             notice=self.notice,
         )
-        loggers = []
-        for offer in self.host.offers("loggers").values():
-            with attributed(offer.owner, f"build of {offer.name!r}"):
-                options = self.plan.config.of(offer.options) if offer.options else None
-                logger = offer.load()(options, attrs.evolve(context, state=self.logger_states.get(offer.name, {})))
-            if logger is not None:
-                loggers.append((offer, logger))
-        self.loggers = Fanout(loggers, lambda text: print(text, file=sys.stderr, flush=True))
+        self.loggers = Fanout(
+            self._built("loggers", context, self.logger_states), lambda text: print(text, file=sys.stderr, flush=True)
+        )
         for text in (*self.plan.config.notices, *self.plan.notices, *self.early):
             self.notice(text)
         self.early.clear()
+
+    def _built(self, kind: str, context: LoggerContext | ObserverContext, states: Mapping[str, Any]) -> Iterator[tuple[Offer, Any]]:
+        """What the offers of a kind build, each with its own state; without those that this configuration does not ask for."""
+        for offer in self.host.offers(kind).values():
+            with attributed(offer.owner, f"build of {offer.name!r}"):
+                options = self.plan.config.of(offer.options) if offer.options else None
+                built = offer.load()(options, attrs.evolve(context, state=states.get(offer.name, {})))
+            if built is not None:
+                yield offer, built
 
     @functools.cached_property
     def run_name(self) -> str:
@@ -98,11 +104,13 @@ class Session:
         data = self.plan.pipeline.prepare(tokenizer, self.notice, live=not self.quiet)
         training = data.training(self.core.per_device_train_batch_size, self.core.gradient_accumulation_steps)
         validation = data.validation(self.core.per_device_train_batch_size)
-        total = self.core.max_steps if self.core.max_steps >= 0 else training.steps(self.core.num_epochs)
+        epochs = self._epochs(training)
+        total = self.core.max_steps if self.core.max_steps >= 0 else training.steps(epochs)
         saved = self._continue_from(data, total, allow_drift)
         if saved is not None:
             self.run_name = self.core.run_name or saved.state["run_name"]
             self.logger_states = saved.state.get("loggers", {})
+            self.observer_states = saved.state.get("observers", {})
         if saved is not None and saved.step >= total:
             return self._finished_before(saved, total)
         trainee = build(self.plan, weights=saved.path if saved and self.plan.adapter is None else None, notice=self.notice)
@@ -116,6 +124,9 @@ class Session:
                 self.checkpoints.mark_best(saved.path)
         self.checkpoints.room(saved_bytes(trainee, optimizer) * 2)
         self.open_logs(progress.step)
+        context = ObserverContext(config=self.core, device=self.plan.device, plan=self.plan, log=self.log)
+        for offer, observer in self._built("observers", context, self.observer_states):
+            self.observers.add(offer, observer)
         info = self._introduce(data, training, validation, trainee, total, progress.step)
 
         def write(directory: Path) -> None:
@@ -130,6 +141,7 @@ class Session:
                 "finished": last,
                 "run_name": self.run_name,
                 "loggers": {**self.logger_states, **self.loggers.states()},
+                "observers": {**self.observer_states, **self.observers.states()},
                 "environment": drift.environment(self.host, data.fingerprint),
                 "ledger": data.ledger,
             }
@@ -141,10 +153,11 @@ class Session:
             self.observers.tell("checkpoint_saved", run=info, path=str(path), step=progress.step)
 
         def tell(hook: str, record: dict[str, Any]) -> list[tuple[Owner, Any]]:
+            answers = self.observers.tell(hook, run=info, record=record) if hook else []
             self.log(record)
             if hook == "step_finished" and progress.step == 1:
                 self.checkpoints.rehearse(write, lambda directory: rehearse(directory, optimizer, trainee))
-            return self.observers.tell(hook, run=info, record=record) if hook else []
+            return answers
 
         recipe = self.plan.recipe
         job = Job(
@@ -158,12 +171,13 @@ class Session:
             train=training,
             validation=validation,
             total=total,
-            epochs=self.core.num_epochs if self.core.max_steps < 0 else None,
+            epochs=epochs if self.core.max_steps < 0 else None,
             save=save,
             stop=lambda: self.stop.requested,
             save_now=self.stop.save_now,
             tell=tell,
             stepped=functools.partial(recipe.stepped, trainee.computes) if isinstance(recipe, FollowsSteps) else lambda: None,
+            mark=lambda name: self.observers.tell("part_finished", run=info, name=name),
         )
         self.observers.tell("run_started", run=info)
         try:
@@ -171,13 +185,26 @@ class Session:
         except SurogateError as error:
             self.log({"kind": "end", "step": progress.step, "failed": error.problems[0].what})
             raise
+        assert self.loggers is not None
         summary = self._summary(progress, total, reason)
-        self.log({"kind": "end", "step": progress.step, **_plain(summary), "next": self._next(summary)})
-        if self.loggers is not None:
-            self.loggers.drain()  # what observers print comes after the last lines of the console
+        self.loggers.add_seconds(self.observers.seconds)
+        told = {"next": self._next(summary), "plugins_s": dict(self.observers.seconds)}
+        self.log({"kind": "end", "step": progress.step, **_plain(summary), **told})
+        self.loggers.drain()  # what observers print comes after the last lines of the console
         if not self.stop.requested:
             self.observers.tell("run_finished", run=info, summary=_plain(summary))
         return summary
+
+    def _epochs(self, training: Batches) -> int:
+        """``num_epochs``, or what a plugin puts in its place."""
+        epochs, by = self.core.num_epochs, None
+        for owner, decision in self.host.ask("data_ready", plan=self.plan, training=training):
+            if decision and by:
+                raise PlanError("two plugins choose num_epochs", where=f"{by} and {owner}", how="switch one of them off")
+            if decision:
+                epochs, by = decision.epochs, owner
+                self.notice(f"num_epochs = {epochs} by {owner}: {decision.reason}")
+        return epochs
 
     def _continue_from(self, data: Data, total: int, allow_drift: bool) -> Saved | None:
         """The checkpoint to continue from, checked against this configuration."""
@@ -244,6 +271,7 @@ class Session:
                 "plugins": dict(self.plan.lock),
                 "fingerprint": self.plan.fingerprint,
                 "config": self.plan.config.resolved(),
+                "origins": dict(self.plan.config.origins),
                 "prepared_s": round(time.monotonic() - self.started, 3),
             }
         )

@@ -30,6 +30,7 @@ KINDS = {
     "schedules": "schedule",
     "datasets": "dataset",
     "loggers": "logger",
+    "observers": "observer",
     "distributed": "distributed",
     "commands": "command",
 }

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,3 +89,33 @@ def test_without_a_file_and_without_data(surogate: Callable[..., Result], tmp_pa
     assert surogate("explain", "--save-steps", "3").exit_code == 2
     (tmp_path / "c.toml").write_text('model = "owner/model"\n')
     assert surogate("explain", tmp_path / "c.toml", "model").exit_code == 0
+
+
+EXAMPLES = sorted((Path(__file__).resolve().parents[4] / "examples").rglob("*.toml"))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_every_resolved_key_of_every_example_has_an_origin_and_an_owner(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Installed plugins; a key that the file sets comes from its line, found here by reading the file anew."""
+    host = load_host()
+    monkeypatch.chdir(tmp_path)
+    for name in re.findall(r'^model = "(.+)"$', path.read_text(), re.MULTILINE):
+        (tmp_path / name).mkdir(parents=True)
+    for name in re.findall(r'^path = "(.+)"$', path.read_text(), re.MULTILINE):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}\n")
+    config = load(path, host)
+    owners = {str(plugin.owner) for plugin in host.plugins} | {"surogate"}
+    found = {row.key: row for row in rows(host, config)}
+    assert set(config.resolved()) <= set(found) | {"datasets", "validation_datasets"}
+    for row in found.values():
+        assert row.origin, row.key
+        assert row.owner in owners, row.key
+    written = path.read_text().splitlines()
+    for number, line in enumerate(written, 1):
+        key = line.partition("=")[0].strip()
+        if "=" in line and not line.startswith(("#", "[")) and "[[" not in "".join(written[:number]):
+            assert found[key].origin.endswith(f":{number}"), key
+    assert {row.origin for row in found.values()} > {"default"}

@@ -153,7 +153,6 @@ def put_together(model: nn.Module, adapters: Sequence[Stored]) -> None:
     parts: dict[str, dict[int, nn.Module]] = {}
     for number, stored in enumerate(adapters):
         for name, module in from_stored(stored).items():
-            layer: Any = model.get_submodule(name)
             module.to(_device(model))
             parts.setdefault(name, {})[number] = module
     filled = {name: Several(own, (0,)) for name, own in parts.items()}

@@ -7,6 +7,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -66,6 +67,29 @@ def graphics() -> list[str]:
     return [line.strip() for line in done.stdout.splitlines() if line.strip()] if done.returncode == 0 else ["nvidia-smi fails"]
 
 
+def unused(gpus: list[str], torch: str, visible: str | None) -> list[str]:
+    """Why a GPU that is there would not be used, with how to mend it."""
+    if not gpus:
+        return []
+    if gpus[0].startswith("nvidia-smi"):
+        return [f"there is a GPU driver, but {gpus[0]}: reload the driver or restart the machine, then try nvidia-smi alone"]
+    found = []
+    if torch.endswith("+cpu"):
+        found.append(f"torch {torch} is built without CUDA, and there is a GPU: pip install torch=={torch.removesuffix('+cpu')}")
+    if visible is not None and visible.strip() in ("", "-1"):
+        found.append(f"CUDA_VISIBLE_DEVICES={visible} hides the GPU from every program: unset it")
+    return found
+
+
+def refuses(directory: Path) -> str:
+    """Why no file can be made in a directory, "" if one can. Permissions do not tell: root has them all."""
+    try:
+        with tempfile.TemporaryFile(dir=directory):
+            return ""
+    except OSError as error:
+        return error.strerror or str(error)
+
+
 def cache_directory() -> Path:
     base = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
     return Path(base).expanduser()
@@ -116,8 +140,10 @@ def doctor(full: bool) -> None:
         line("broken", f"{broken.owner} ({broken.name}): {broken.error}")
         wrong.append(f"{broken.owner} does not load: pip install --force-reinstall {broken.owner.distribution}, or uninstall it")
     wrong += [f"{problem.what} ({problem.where}): {problem.how}" for problem in host.collisions]
-    for gpu in graphics() or ["none (nvidia-smi is not there): runs use the CPU"]:
+    gpus = graphics()
+    for gpu in gpus or ["none (nvidia-smi is not there): runs use the CPU"]:
         line("GPU", gpu)
+    wrong += unused(gpus, installed("torch") or "", os.environ.get("CUDA_VISIBLE_DEVICES"))
     cache = cache_directory()
     line("cache", f"{cache}{'' if cache.exists() else ' (not there yet)'}")
     there = next(parent for parent in (cache, *cache.parents) if parent.exists())
@@ -126,8 +152,8 @@ def doctor(full: bool) -> None:
         line(label, f"{usage.free / 2**30:.1f} GiB free of {usage.total / 2**30:.1f} GiB")
         if usage.free < ROOM:
             wrong.append(f"{path} has {usage.free / 2**30:.1f} GiB free: free some, or move it (output_dir, HF_HOME)")
-    if not os.access(there, os.W_OK):
-        wrong.append(f"{there} is not writable: set HF_HOME to a directory that is")
+    if refusal := refuses(there):
+        wrong.append(f"{there} is not writable ({refusal}): set HF_HOME to a directory that is")
     for name, value in environment():
         line("environment", f"{name}={value}")
     for label, value in full_check() if full else ():

@@ -69,6 +69,7 @@ def step_line(record: Mapping[str, Any], total: int | None, eta: float | None) -
         ("lr", "lr {:.3g}"),
         ("grad_norm", "norm {:.3g}"),
         ("tokens_per_s", "{:,.0f} tokens/s"),
+        ("phase", "{}"),
     )
     return "  ".join([place, *parts, *([f"left {duration(eta)}"] if eta is not None else [])])
 
@@ -117,6 +118,9 @@ def summary(end: Mapping[str, Any], first_loss: float | None) -> list[str]:
     line("evaluation", *_fields(end, ("eval_loss", "{:.4f}")), *([best] if best else []))
     line("tokens", *_fields(end, ("tokens", "{:,}"), ("tokens_per_s", "{:,.0f} a second")))
     line("time", *(f"{phase} {duration(seconds)}" for phase, seconds in (end.get("seconds") or {}).items()))
+    steps = end.get("steps") or 0
+    slow = {name: 1000 * seconds / steps for name, seconds in (end.get("plugins_s") or {}).items()} if steps else {}
+    line("plugins", *(f"{name} {taken:.2f} ms a step" for name, taken in slow.items() if taken >= 0.005))
     line("first step", *_fields(end, ("first_step", "{:.1f}s after the start")))
     line("output", *_fields(end, ("output_dir", "{}")))
     line("checkpoint", *_fields(end, ("checkpoint", "{}")))
