@@ -139,7 +139,22 @@ def test_the_end_of_turn_is_trained_where_the_marks_leave_it_out(load) -> None:
     end = "{{- '<|im_end|>' -}}{%- endgeneration -%}"
     assert end in tokenizer.chat_template
     tokenizer.chat_template = tokenizer.chat_template.replace(end, "{%- endgeneration -%}{{- '<|im_end|>' -}}")
-    assert renderer(tokenizer)(TALK) == wanted
+    found = renderer(tokenizer)(TALK)
+    assert list(found.input_ids) == list(wanted.input_ids)
+    assert list(found.weights) == list(wanted.weights)
+
+
+def test_marks_in_a_macro_are_refused(load) -> None:
+    """transformers takes their places from what is written before the macro is called, and would train its header."""
+    tokenizer = load("minimind", "chatml")
+    tokenizer.chat_template = (
+        "{% macro said(m) %}{{ '<|im_start|>' + m.role + '\n' }}{% generation %}{{ m.content + '<|im_end|>' }}{% endgeneration %}"
+        "{% endmacro %}{% for m in messages %}{% if m.role == 'assistant' %}{{ said(m) }}{% else %}"
+        "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    with pytest.raises(BadRow, match="generation marks in a macro"):
+        renderer(tokenizer)(TALK)
 
 
 def test_a_marker_behind_the_marks_is_not_trained_when_it_is_the_next_messages(load) -> None:
