@@ -83,9 +83,8 @@ def test_which_tokenizers_are_counted(variants: dict[str, Any], shared_data: Pat
     counted = {name for name, tokenizer in variants.items() if heads._sizes(tokenizer, heads._bytewise(tokenizer)) is not None}
     assert counted == {"minimind", "gpt2", "NFC, as Qwen's"}
     for tokenizer in (variants["minimind"], variants["NFC, as Qwen's"]):
-        sizes = heads._sizes(tokenizer, heads._bytewise(tokenizer))
-        assert sizes is not None
-        assert heads._counted(tokenizer, sizes, "plain é 世") is not None
+        heads.encoded(tokenizer, "", False)
+        assert heads._counted(tokenizer, heads._HEADS[tokenizer], "plain é 世") is not None
         tokenizer.backend_tokenizer.enable_truncation(2)
         tokenizer.backend_tokenizer.enable_padding(length=9)
         assert heads.encoded(tokenizer, "one two three", False)[2][-1] == 13
@@ -106,7 +105,7 @@ def test_heads_are_used_and_forgotten(shared_data: Path, monkeypatch: pytest.Mon
 def test_tokenizers_that_look_beyond_special_tokens_are_not_cut(shared_data: Path) -> None:
     assert heads._bytewise(load(shared_data, "models/stories260K")) is None
     minimind = load(shared_data, "tokenizers/minimind")
-    assert heads._cutter(heads._bytewise(minimind)) is not None
+    assert heads._marks(heads._bytewise(minimind)) is not None
     minimind.add_special_tokens({"additional_special_tokens": []})
     from tokenizers import AddedToken
 

@@ -72,10 +72,11 @@ class Renderer:
     tokenizer: Any
     own: Options
     scale: LossScale
+    markers: tuple[str, ...]
 
     @classmethod
     def of(cls, own: Options, tokenizer: Any) -> Renderer:
-        return cls(tokenizer, own, LossScale.of(own.loss_scale))
+        return cls(tokenizer, own, LossScale.of(own.loss_scale), tuple(tokenizer.all_special_tokens))
 
     def check(self) -> None:
         """Raises DataError when the tokenizer cannot render conversations."""
@@ -107,7 +108,7 @@ class Renderer:
             return self._plain(messages, tools, weights, kind)
         opening = self.own.response_prefix or ""
         shown = [_shown(message, opening) for message in messages]
-        view = View(self.tokenizer, shown, list(tools) if tools else None, tuple(self.tokenizer.all_special_tokens), opening)
+        view = View(self.tokenizer, shown, list(tools) if tools else None, self.markers, opening)
         whole = view.prefix(len(shown))
         view.check(whole)
         rest = self.scale.background

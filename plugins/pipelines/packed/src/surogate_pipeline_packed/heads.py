@@ -20,6 +20,8 @@ import numpy as np
 from attrs import Factory, define
 from numpy.typing import NDArray
 
+from surogate_pipeline_packed.words import Words, words_of
+
 Ints = NDArray[np.int64]
 Placed = tuple[Ints, Ints, Ints]
 """ids, starts and ends (n,) of tokens; places are characters."""
@@ -29,11 +31,12 @@ KEPT = 256
 
 @define
 class Heads:
-    """What is known of a tokenizer, and the heads that were met last. ``cut`` finds the end of one in a text, None where texts cannot
-    be cut; ``sizes`` (V,) are the bytes that each token stands for, None where that is not known."""
+    """What is known of a tokenizer, and the heads that were met last. ``marks`` are its special tokens, None where texts cannot be cut
+    at them; ``sizes`` (V,) are the bytes that each token stands for, None where that is not known."""
 
-    cut: re.Pattern[str] | None
+    marks: re.Pattern[str] | None
     sizes: Ints | None = None
+    words: Words | None = None
     known: OrderedDict[str, Placed] = Factory(OrderedDict)
 
 
@@ -42,27 +45,35 @@ _HEADS: WeakKeyDictionary[Any, Heads] = WeakKeyDictionary()
 
 def encoded(tokenizer: Any, text: str, special: bool) -> Placed:
     """ids, starts and ends (n,) of the tokens of ``text``; ``special`` adds the tokens that the tokenizer adds."""
-    if tokenizer not in _HEADS:
+    heads = _HEADS.get(tokenizer)
+    if heads is None:
         described = _bytewise(tokenizer)
-        _HEADS[tokenizer] = Heads(_cutter(described), _sizes(tokenizer, described))
-    heads = _HEADS[tokenizer]
-    found = heads.cut.match(text) if heads.cut is not None and not special else None
-    if found is None:
-        return _encode(tokenizer, heads.sizes, text, special)
-    head = found[1]
+        words = words_of(tokenizer.backend_tokenizer, described) if described else None
+        heads = _HEADS[tokenizer] = Heads(_marks(described), _sizes(tokenizer, described), words)
+    end = _end(heads.marks, text) if heads.marks is not None and not special else 0
+    if not end:
+        return _encode(tokenizer, heads, text, special)
+    head = text[:end]
     if head in heads.known:
         heads.known.move_to_end(head)
     else:
-        heads.known[head] = _encode(tokenizer, heads.sizes, head, special)
+        heads.known[head] = _encode(tokenizer, heads, head, special)
         if len(heads.known) > KEPT:
             heads.known.popitem(last=False)
     ids, starts, ends = heads.known[head]
-    rest, from_, to = _encode(tokenizer, heads.sizes, text[len(head) :], special)
-    return np.concatenate([ids, rest]), np.concatenate([starts, from_ + len(head)]), np.concatenate([ends, to + len(head)])
+    rest, from_, to = _encode(tokenizer, heads, text[end:], special)
+    return np.concatenate([ids, rest]), np.concatenate([starts, from_ + end]), np.concatenate([ends, to + end])
 
 
-def _encode(tokenizer: Any, sizes: Ints | None, text: str, special: bool) -> Placed:
-    placed = _counted(tokenizer, sizes, text) if sizes is not None and not special else None
+def _end(marks: re.Pattern[str], text: str) -> int:
+    """Where a head of a special token and at least SHORTEST characters without one ends, before a special token; 0 if none."""
+    first = marks.match(text)
+    following = marks.search(text, first.end()) if first else None
+    return following.start() if first and following and following.start() - first.end() >= SHORTEST else 0
+
+
+def _encode(tokenizer: Any, heads: Heads, text: str, special: bool) -> Placed:
+    placed = _counted(tokenizer, heads, text) if heads.sizes is not None and not special else None
     if placed is not None:
         return placed
     made = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, return_attention_mask=False, verbose=False)
@@ -70,7 +81,7 @@ def _encode(tokenizer: Any, sizes: Ints | None, text: str, special: bool) -> Pla
     return np.array(made["input_ids"], dtype=np.int64), starts, ends
 
 
-def _counted(tokenizer: Any, sizes: Ints, text: str) -> Placed | None:
+def _counted(tokenizer: Any, heads: Heads, text: str) -> Placed | None:
     """The same from the tokens alone: each stands for the bytes behind those of the tokens before it. None where the tokens do not
     stand for exactly the bytes of the text."""
     backend = tokenizer.backend_tokenizer
@@ -81,9 +92,10 @@ def _counted(tokenizer: Any, sizes: Ints, text: str) -> Placed | None:
     backend.encode_special_tokens = False
     if not text.isascii() and not unicodedata.is_normalized("NFC", text):
         return None  # the tokenizer may change it first
-    (made,) = backend.encode_batch_fast([text], add_special_tokens=False)
-    ids: Ints = np.array(made.ids, dtype=np.int64)
-    lengths = sizes[ids]
+    found = heads.words.ids(text) if heads.words else backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
+    ids: Ints = np.array(found, dtype=np.int64)
+    assert heads.sizes is not None
+    lengths = heads.sizes[ids]
     ends = np.cumsum(lengths)
     starts = ends - lengths
     if text.isascii():
@@ -119,11 +131,10 @@ def _bytewise(tokenizer: Any) -> Mapping[str, Any] | None:
     return described
 
 
-def _cutter(described: Mapping[str, Any] | None) -> re.Pattern[str] | None:
-    """Finds a head of at least SHORTEST characters before a special token."""
+def _marks(described: Mapping[str, Any] | None) -> re.Pattern[str] | None:
+    """Finds a special token."""
     special = [token["content"] for token in described["added_tokens"] if token["special"]] if described else []
-    marks = "|".join(sorted(map(re.escape, special), key=len, reverse=True))
-    return re.compile(f"((?:{marks})(?:(?!{marks}).){{{SHORTEST},}}?)(?={marks})", re.DOTALL) if marks else None
+    return re.compile("|".join(sorted(map(re.escape, special), key=len, reverse=True))) if special else None
 
 
 def _sizes(tokenizer: Any, described: Mapping[str, Any] | None) -> Ints | None:
