@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from attrs import frozen
+from attrs import evolve, frozen
 from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
@@ -77,6 +77,24 @@ class Sources(Sequence[str]):
 
 
 @frozen(eq=False)
+class Reasons:
+    """Why tokens weigh what they do. ``parts`` are runs (K, 2) (first token in the part, index of the reason) with the reasons, in the
+    order of the tokens; ``starts`` says where each part begins."""
+
+    parts: tuple[tuple[Ints, tuple[str, ...]], ...]
+    starts: tuple[int, ...]
+
+    def of(self, start: int, stop: int) -> list[tuple[int, str]]:
+        """The runs of tokens[start:stop], which are of one sample: first token, counted from ``start``, and reason."""
+        number = bisect_right(self.starts, start) - 1
+        runs, words = self.parts[number]
+        first, last = start - self.starts[number], stop - self.starts[number]
+        at = int(np.searchsorted(runs[:, 0], first, side="right")) - 1
+        end = int(np.searchsorted(runs[:, 0], last, side="left"))
+        return [(max(0, place - first), words[word]) for place, word in runs[at:end].tolist()]
+
+
+@frozen(eq=False)
 class Corpus:
     """All samples of one side, flat.
 
@@ -85,12 +103,14 @@ class Corpus:
     pieces   int64 (P, 3): start, stop, end. tokens[start:stop] is placed in a row; if stop < end the sample goes on, and
              tokens[stop] is the label of the piece's last position
     sources  (P,) names of the pieces, shown when a step fails
+    reasons  for the preview
     """
 
     tokens: NDArray[np.int32] | Joined
     weights: NDArray[np.float32] | Joined
     pieces: Ints
     sources: Sequence[str]
+    reasons: Reasons | None = None
 
     def __len__(self) -> int:
         return len(self.pieces)
@@ -108,9 +128,9 @@ class Corpus:
     def take(self, which: Ints) -> Corpus:
         """The same tokens with a part of the pieces; sources stay lazy."""
         sources = self.sources
-        if isinstance(sources, Sources):
-            return Corpus(self.tokens, self.weights, self.pieces[which], Sources(sources.files, sources.places[which]))
-        return Corpus(self.tokens, self.weights, self.pieces[which], [sources[i] for i in which])
+        lazy = isinstance(sources, Sources)
+        taken = Sources(sources.files, sources.places[which]) if lazy else [sources[i] for i in which]
+        return evolve(self, pieces=self.pieces[which], sources=taken)
 
     def fingerprint(self) -> str:
         """BLAKE2b of what is trained on, 32 hexadecimal digits: lengths of pieces, whether they go on, and their tokens, weights

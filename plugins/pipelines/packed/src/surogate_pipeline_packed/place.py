@@ -10,7 +10,7 @@ from attrs import define, field
 from numpy.typing import NDArray
 
 from surogate_core.errors import DataError
-from surogate_pipeline_packed.corpus import Corpus, Ints, Joined, Sources
+from surogate_pipeline_packed.corpus import Corpus, Ints, Joined, Reasons, Sources
 from surogate_pipeline_packed.ledger import FATES, SHOWN, Bad, Ledger
 from surogate_pipeline_packed.part import COUNT, FILE, KIND, LENGTH, MARKER, NUMBER, REASON, Part
 
@@ -28,6 +28,7 @@ class Gathered:
     weights: list[NDArray[np.float32]] = field(factory=list)
     pieces: list[Ints] = field(factory=list)
     places: list[Ints] = field(factory=list)
+    reasons: list[tuple[Ints, tuple[str, ...]]] = field(factory=list)
     kinds: dict[str, list[int]] = field(factory=dict)  # samples, samples with a trained token
     markers: dict[str, str] = field(factory=dict)
     size: int = 0
@@ -55,6 +56,7 @@ class Gathered:
             self.places.append(np.column_stack([first_file + rows[:, FILE], rows[:, NUMBER], numbers]))
             self.tokens.append(part.tokens)
             self.weights.append(part.weights)
+            self.reasons.append((part.reasons, part.words))
             self.size += len(part.tokens)
 
     def _count_kinds(self, part: Part, trained: NDArray[np.bool_]) -> None:
@@ -104,7 +106,9 @@ class Gathered:
 
     def corpus(self) -> Corpus:
         pieces, places = np.concatenate(self.pieces), np.concatenate(self.places)
-        return Corpus(Joined.of(self.tokens), Joined.of(self.weights), pieces, Sources(tuple(self.files), places))
+        tokens = Joined.of(self.tokens)
+        reasons = Reasons(tuple(self.reasons), tokens.starts)
+        return Corpus(tokens, Joined.of(self.weights), pieces, Sources(tuple(self.files), places), reasons)
 
 
 @define
