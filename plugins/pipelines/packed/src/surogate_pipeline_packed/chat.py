@@ -76,7 +76,8 @@ class Renderer:
 
     @classmethod
     def of(cls, own: Options, tokenizer: Any) -> Renderer:
-        return cls(tokenizer, own, LossScale.of(own.loss_scale), tuple(tokenizer.all_special_tokens))
+        markers = tuple(getattr(tokenizer, "all_special_tokens", ()))  # `text` asks less of a tokenizer
+        return cls(tokenizer, own, LossScale.of(own.loss_scale), markers)
 
     def check(self) -> None:
         """Raises DataError when the tokenizer cannot render conversations."""

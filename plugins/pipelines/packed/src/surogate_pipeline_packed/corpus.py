@@ -17,10 +17,13 @@ import numpy as np
 from attrs import evolve, frozen
 from numpy.typing import NDArray
 
+from surogate_pipeline_packed.spill import taken
+
 Ints = NDArray[np.int64]
 
 
 BLOCK = 1 << 22  # values hashed at a time: what is mapped is not to be read into memory as a whole
+PIECES = 1 << 14  # pieces looked at at a time
 
 
 @frozen(eq=False)
@@ -122,32 +125,48 @@ class Corpus:
 
     def trained(self) -> Ints:
         """(P,) labels of each piece with a weight above 0."""
-        last = np.minimum(self.pieces[:, 1] + 1, self.pieces[:, 2]).tolist()
-        return np.array([(self.weights[a + 1 : b] > 0).sum() for a, b in zip(self.pieces[:, 0].tolist(), last, strict=True)])
+        counts = (
+            np.count_nonzero(self.weights[start + 1 : min(stop + 1, end)] > 0)
+            for block in self._blocks()
+            for start, stop, end in block.tolist()
+        )
+        return np.fromiter(counts, dtype=np.int64, count=len(self.pieces))
+
+    def _blocks(self) -> Iterator[Ints]:
+        yield from (self.pieces[at : at + PIECES] for at in range(0, len(self.pieces), PIECES))
 
     def take(self, which: Ints) -> Corpus:
         """The same tokens with a part of the pieces; sources stay lazy."""
         sources = self.sources
         lazy = isinstance(sources, Sources)
-        taken = Sources(sources.files, sources.places[which]) if lazy else [sources[i] for i in which]
-        return evolve(self, pieces=self.pieces[which], sources=taken)
+        named = Sources(sources.files, taken(sources.places, which)) if lazy else [sources[i] for i in which]
+        return evolve(self, pieces=taken(self.pieces, which), sources=named)
 
     def fingerprint(self) -> str:
         """BLAKE2b of what is trained on, 32 hexadecimal digits: lengths of pieces, whether they go on, and their tokens, weights
         and last labels, in order. The same on every machine, and wherever the tokens lie."""
         digest = hashlib.blake2b(digest_size=16)
-        starts, stops, ends = self.pieces.T
-        for numbers in (stops - starts, ends > stops):
-            digest.update(np.ascontiguousarray(numbers, dtype="<i8").data)
-        reach = np.minimum(stops + 1, ends)
-        breaks = np.flatnonzero(starts[1:] != stops[:-1]) + 1  # pieces that follow each other are read in one
-        firsts, lasts = np.concatenate([[0], breaks]), np.concatenate([breaks, [len(starts)]])
-        runs = list(zip(starts[firsts].tolist(), reach[lasts - 1].tolist(), strict=True))
+        for block in self._blocks():
+            digest.update(np.ascontiguousarray(block[:, 1] - block[:, 0], dtype="<i8").data)
+        for block in self._blocks():
+            digest.update(np.ascontiguousarray(block[:, 2] > block[:, 1], dtype="<i8").data)
         for array, kind in ((self.tokens, "<i4"), (self.weights, "<f4")):
-            for start, end in runs:
+            for start, end in self._runs():
                 for at in range(start, end, BLOCK):
                     digest.update(np.ascontiguousarray(array[at : min(at + BLOCK, end)], dtype=kind).data)
         return digest.hexdigest()
+
+    def _runs(self) -> Iterator[tuple[int, int]]:
+        """[start, end) of the tokens of pieces that follow each other, with the last label: read in one."""
+        first: int | None = None
+        for at, block in zip(range(0, len(self.pieces), PIECES), self._blocks(), strict=True):
+            starts, stops, ends = block.T
+            after = self.pieces[at + PIECES, 0] if at + PIECES < len(self.pieces) else -1
+            first = int(starts[0]) if first is None else first
+            for last in np.flatnonzero(np.append(starts[1:], after) != stops).tolist():
+                assert first is not None
+                yield first, int(min(stops[last] + 1, ends[last]))
+                first = int(starts[last + 1]) if last + 1 < len(block) else None
 
 
 def cut(start: int, end: int, limit: int) -> Iterator[tuple[int, int, int]]:

@@ -17,7 +17,7 @@ from attrs import Factory, define
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """The expression of ByteLevel (Radford et al. 2019)."""
 COMPARED = 32
-MOST = 1 << 16
+MOST = 1 << 15
 LONGEST = 40
 """Characters of a word that is kept."""
 
