@@ -36,24 +36,6 @@ def renderer(tokenizer: Any, **options: Any) -> Renderer:
     return Renderer.of(Options(**options), tokenizer)
 
 
-def byte_starts(tokenizer: Any, ids: list[int], text: bytes) -> list[int]:
-    """Where each token starts in ``text``, from the spelling of the tokens alone."""
-    added = {str(token) for token in tokenizer.added_tokens_decoder.values()}
-    spelt = tokenizer.convert_ids_to_tokens(ids)
-    pieced = any("▁" in token for token in spelt)
-    sizes = []
-    for token in spelt:
-        if token in added:
-            sizes.append(len(token.encode()))
-        elif pieced:
-            sizes.append(1 if re.fullmatch(r"<0x[0-9A-F]{2}>", token) else len(token.replace("▁", " ").encode()))
-        else:
-            sizes.append(len(token))  # byte-level: one character a byte
-    extra = sum(sizes) - len(text)
-    assert extra == (1 if pieced else 0)  # sentencepiece puts a space before the text
-    return [max(0, int(start) - extra) for start in np.concatenate([[0], np.cumsum(sizes)[:-1]])]
-
-
 def conversations(shared_data: Path) -> list[tuple[list[dict], list | None]]:
     rows: list[tuple[list[dict], list | None]] = []
     for line in (shared_data / "instruct/instruction-data.jsonl").read_bytes().split(b"\n")[:1100:20]:
@@ -79,7 +61,7 @@ def conversations(shared_data: Path) -> list[tuple[list[dict], list | None]]:
 @pytest.mark.parametrize(
     ("name", "template"), [("minimind", None), ("minimind", "chatml"), ("gpt2", "chatml"), ("stories260K", "qwen")]
 )
-def test_masks_on_real_data(load, shared_data: Path, name: str, template: str | None) -> None:
+def test_masks_on_real_data(load, shared_data: Path, byte_starts, name: str, template: str | None) -> None:
     tokenizer = load(name, template)
     render = renderer(tokenizer)
     for messages, tools in conversations(shared_data):
