@@ -52,7 +52,10 @@ def rebuilt(tokenizer: Any, **steps: dict[str, Any]) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps({**described, **steps})))
 
 
-TEXTS = st.text(st.sampled_from("ab \n\t0Ж世🙂é\u0301\u200d\u00a0\u2028\u0344<|im_end|>") | st.characters(exclude_categories=["Cs"]), max_size=40)
+TEXTS = st.text(
+    st.sampled_from("ab \n\t0Ж世🙂é\u0301\u200d\u00a0\u2028\u0344<|im_end|>") | st.characters(exclude_categories=["Cs"]),
+    max_size=40,
+)
 
 
 @pytest.fixture(scope="module")

@@ -163,7 +163,7 @@ def test_each_reason_names_the_part_and_the_rule(config: Path) -> None:
 
 def test_other_formats_name_their_rule_too(config: Path) -> None:
     Path("rows.jsonl").write_text(json.dumps({"text": "abc", "q": "Why?", "a": "So."}) + "\n")
-    common = "model = \"model\"\nsequence_len = 128\nvalidation_split_ratio = 0.0\n[[datasets]]\npath = \"rows.jsonl\"\n"
+    common = 'model = "model"\nsequence_len = 128\nvalidation_split_ratio = 0.0\n[[datasets]]\npath = "rows.jsonl"\n'
     Path("c.toml").write_text(common + 'type = "text"\n')
     assert "tokens 1 to 3: text document: trained\n" in invoke("c.toml", "--preview", 1).stdout
     form = 'prompt_format = "Q: {instruction} A:{output}"\n'

@@ -81,8 +81,8 @@ class Sources(Sequence[str]):
 
 @frozen(eq=False)
 class Reasons:
-    """Why tokens weigh what they do. ``parts`` are runs (K, 2) (first token in the part, index of the reason) with the reasons, in the
-    order of the tokens; ``starts`` says where each part begins."""
+    """Why tokens weigh what they do. ``parts``, in the order of the tokens, are runs (K, 2) (first token in the part, index of the
+    reason) with the reasons; ``starts`` says where each part begins."""
 
     parts: tuple[tuple[Ints, tuple[str, ...]], ...]
     starts: tuple[int, ...]
@@ -138,9 +138,11 @@ class Corpus:
     def take(self, which: Ints) -> Corpus:
         """The same tokens with a part of the pieces; sources stay lazy."""
         sources = self.sources
-        lazy = isinstance(sources, Sources)
-        named = Sources(sources.files, taken(sources.places, which)) if lazy else [sources[i] for i in which]
-        return evolve(self, pieces=taken(self.pieces, which), sources=named)
+        if isinstance(sources, Sources):
+            sources = evolve(sources, places=taken(sources.places, which))
+        else:
+            sources = [sources[i] for i in which]
+        return evolve(self, pieces=taken(self.pieces, which), sources=sources)
 
     def fingerprint(self) -> str:
         """BLAKE2b of what is trained on, 32 hexadecimal digits: lengths of pieces, whether they go on, and their tokens, weights

@@ -31,8 +31,8 @@ KEPT = 256
 
 @define
 class Heads:
-    """What is known of a tokenizer, and the heads that were met last. ``marks`` are its special tokens, None where texts cannot be cut
-    at them; ``sizes`` (V,) are the bytes that each token stands for, None where that is not known."""
+    """What is known of a tokenizer, and the heads that were met last. ``marks`` are its special tokens, None where texts cannot be
+    cut at them; ``sizes`` (V,) are the bytes that each token stands for, None where that is not known."""
 
     marks: re.Pattern[str] | None
     sizes: Ints | None = None
@@ -126,7 +126,9 @@ def _bytewise(tokenizer: Any) -> Mapping[str, Any] | None:
     plain = all(step.get("type") in ("ByteLevel", "Split", "Digits") and not step.get("add_prefix_space") for step in steps)
     if described["normalizer"] not in (None, {"type": "NFC"}) or not bytewise or not plain:
         return None
-    if any(token["lstrip"] or token["rstrip"] or token["single_word"] or token["normalized"] for token in described["added_tokens"]):
+    if any(
+        token["lstrip"] or token["rstrip"] or token["single_word"] or token["normalized"] for token in described["added_tokens"]
+    ):
         return None
     return described
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from surogate_core.config.options import DatasetOptions
 from surogate_core.errors import DataError

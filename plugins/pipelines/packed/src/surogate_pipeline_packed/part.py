@@ -63,7 +63,9 @@ def part_of(results: Sequence[tuple[int, int, Sequence[Sample] | BadRow]]) -> Pa
         rows.append((file, number, len(result), -1))
         for sample in result:
             samples.append((len(sample.input_ids), words[sample.kind], words[sample.marker]))
-            reasons += [(size + first, words[why]) for first, why in sample.reasons or ((0, UNSAID),) if first < len(sample.input_ids)]
+            reasons += [
+                (size + first, words[why]) for first, why in sample.reasons or ((0, UNSAID),) if first < len(sample.input_ids)
+            ]
             size += len(sample.input_ids)
             tokens.append(np.asarray(sample.input_ids, dtype=np.int32))
             weight = np.array(sample.weights, dtype=np.float32)

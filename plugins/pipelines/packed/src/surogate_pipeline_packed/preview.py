@@ -33,8 +33,8 @@ STYLE = (
 
 @frozen
 class Piece:
-    """One piece of a side (training or validation). ``runs`` say why tokens weigh what they do: the first of each run, from 0 on, and
-    the reason."""
+    """One piece of a side (training or validation). ``runs`` say why tokens weigh what they do: the first of each run, from 0 on,
+    and the reason."""
 
     side: str
     source: str
@@ -85,8 +85,8 @@ def dump(found: Iterable[Piece], tokenizer: Any, path: Path) -> int:
 
 
 def terminal(piece: Piece, tokenizer: Any, colour: bool) -> Iterator[str]:
-    """Lines: trained text green (yellow where its weight is not 1), the rest dim; without colours it stands between ⟦ and ⟧. Then why,
-    run by run."""
+    """Lines: trained text green (yellow where its weight is not 1), the rest dim; without colours it stands between ⟦ and ⟧. Then
+    why, run by run."""
     trained = sum(weight > 0 for weight in piece.weights)
     yield f"--- {piece.source}: {len(piece.ids):,} tokens, {trained:,} trained"
     text = ""

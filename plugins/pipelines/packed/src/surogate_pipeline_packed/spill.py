@@ -30,7 +30,7 @@ class Growing:
         self.waiting.append(np.array(block, dtype=np.int64, order="C"))
         self.count += block.size
         if self.count - self.written >= SMALL:
-            self.file = self.file or tempfile.TemporaryFile(prefix="surogate-")
+            self.file = self.file or tempfile.TemporaryFile(prefix="surogate-")  # noqa: SIM115  until it is mapped
             self._write()
 
     def array(self) -> Ints:

@@ -206,8 +206,8 @@ class View:
 
 
 def contents(messages: Sequence[Message], whole: str, turns: Mapping[int, tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
-    """(index, start, stop) of the contents of messages other than ``turns`` in ``whole``, as far as they stand there as they are and
-    in order; for descriptions only."""
+    """(index, start, stop) of the contents of messages other than ``turns`` in ``whole``, as far as they stand there as they are
+    and in order; for descriptions only."""
     at = 0
     following = sorted((i, start) for i, (start, _) in turns.items())
     for i, message in enumerate(messages):

@@ -1,9 +1,9 @@
 """Tokens of a byte-level BPE by words that were met before.
 
-Such a tokenizer cuts a text at its added tokens, then into words by a regular expression, and each word into tokens by itself. A word
-that was met before need not be cut again; most are. Python finds the words of ASCII text with the tokenizer's own expression, in
-which \\p{L} and \\p{N} are then plain ranges; the tokenizer cuts each new word, and all other text. The first texts are compared with
-the tokenizer's own tokens: one difference, and it does everything itself from then on.
+Such a tokenizer cuts a text at its added tokens, then into words by a regular expression, and each word into tokens by itself. A
+word that was met before need not be cut again; most were. Python finds the words of ASCII text with the tokenizer's own expression,
+in which \\p{L} and \\p{N} are then plain ranges; the tokenizer cuts each new word, and all other text. The first texts are compared
+with the tokenizer's own tokens: one difference, and it does everything itself from then on.
 """
 
 from __future__ import annotations
