@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from surogate_pipeline_packed import heads
 from surogate_pipeline_packed.quick import _compiled, quick
 from surogate_pipeline_packed.templates import apply_template
+from surogate_pipeline_packed.words import COMPARED, MOST, _ascii, words_of
 from transformers import AutoTokenizer
 
 
@@ -58,6 +59,18 @@ TEXTS = st.text(
 )
 
 
+QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+LLAMA = QWEN.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
+
+
+def split_by(expression: str, behavior: str = "Isolated") -> dict[str, Any]:
+    split = {"type": "Split", "pattern": {"Regex": expression}, "behavior": behavior, "invert": False}
+    return {
+        "type": "Sequence",
+        "pretokenizers": [split, {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}],
+    }
+
+
 @pytest.fixture(scope="module")
 def variants(shared_data: Path) -> dict[str, Any]:
     minimind, gpt2 = load(shared_data, "tokenizers/minimind"), load(shared_data, "tokenizers/gpt2")
@@ -65,6 +78,9 @@ def variants(shared_data: Path) -> dict[str, Any]:
         "minimind": minimind,
         "gpt2": gpt2,
         "NFC, as Qwen's": rebuilt(minimind, normalizer={"type": "NFC"}),
+        "Qwen's expression": rebuilt(gpt2, pre_tokenizer=split_by(QWEN)),
+        "Llama 3's expression": rebuilt(minimind, pre_tokenizer=split_by(LLAMA)),
+        "without letters": rebuilt(minimind, pre_tokenizer=split_by(r"\p{L}", "Removed")),
         "lower case": rebuilt(minimind, normalizer={"type": "Lowercase"}),
         "trimmed": rebuilt(
             gpt2, post_processor={"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
@@ -84,13 +100,53 @@ def test_places_of_any_text_are_the_tokenizers(variants: dict[str, Any], text: s
 
 def test_which_tokenizers_are_counted(variants: dict[str, Any], shared_data: Path) -> None:
     counted = {name for name, tokenizer in variants.items() if heads._sizes(tokenizer, heads._bytewise(tokenizer)) is not None}
-    assert counted == {"minimind", "gpt2", "NFC, as Qwen's"}
+    assert counted == {*variants} - {"lower case", "trimmed"}
     for tokenizer in (variants["minimind"], variants["NFC, as Qwen's"]):
         heads.encoded(tokenizer, "", False)
         assert heads._counted(tokenizer, heads._HEADS[tokenizer], "plain é 世") is not None
         tokenizer.backend_tokenizer.enable_truncation(2)
         tokenizer.backend_tokenizer.enable_padding(length=9)
         assert heads.encoded(tokenizer, "one two three", False)[2][-1] == 13
+
+
+def test_words_are_those_of_the_tokenizer(variants: dict[str, Any], shared_data: Path) -> None:
+    """All characters of ASCII beside each other, and real text, with the tokenizer never asked for the whole."""
+    pairs = [chr(a) + chr(b) + chr(c) for a in range(128) for b in range(128) for c in b" a"]
+    texts = ["".join(pairs[at : at + 200]) for at in range(0, len(pairs), 200)]
+    texts += (shared_data / "pretrain/wikitext2-valid.txt").read_text()[:100_000].split("\n \n")
+    texts += ["it's IT'S we'LL", "12345 67", "a" * 99, "<|im_start|>user\n  <|im_end|>\n", ""]
+    for name in ("minimind", "gpt2", "NFC, as Qwen's", "Qwen's expression", "Llama 3's expression"):
+        tokenizer = variants[name]
+        words = words_of(tokenizer.backend_tokenizer, heads._bytewise(tokenizer) or {})
+        assert words is not None, name
+        for text in texts:
+            assert words._found(text) == tokenizer(text, add_special_tokens=False)["input_ids"], (name, text)
+        assert 0 < len(words.known) <= MOST
+        assert "a" * 99 not in words.known
+
+
+def test_expressions_that_python_may_read_otherwise_are_left(variants: dict[str, Any]) -> None:
+    for expression in (r"\p{Lu}+|\s+", r"[\p{L}&&[a-z]]+", r"\X", r"(?>a+)b", r"\h+", r"\Aa", "(", r"(?<=a)b", r"(a)b"):
+        assert _ascii(expression) is None, expression
+    for other in (split_by(QWEN, "MergedWithNext"), split_by(r"\p{L}", "Removed")):
+        described = {**(heads._bytewise(variants["gpt2"]) or {}), "pre_tokenizer": other}
+        assert words_of(variants["gpt2"].backend_tokenizer, described) is None
+
+
+def test_one_difference_leaves_all_to_the_tokenizer(variants: dict[str, Any]) -> None:
+    tokenizer = variants["gpt2"]
+    words = words_of(tokenizer.backend_tokenizer, heads._bytewise(tokenizer) or {})
+    assert words is not None
+    words.known["one"] = [7]
+    wanted = tokenizer("one two", add_special_tokens=False)["input_ids"]
+    assert words.ids("two") == tokenizer("two", add_special_tokens=False)["input_ids"]
+    assert words.equal
+    assert words.ids("one two") == wanted
+    assert not words.equal
+    words.compared = COMPARED
+    assert words.ids("one two") == wanted
+    words.equal = True
+    assert words.ids("one two") != wanted  # so known words are what is used
 
 
 def test_heads_are_used_and_forgotten(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
