@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from threading import Lock
 from types import BuiltinMethodType
 from typing import Any
 
@@ -64,18 +65,21 @@ class Template:
     length: int = 0  # of what is rendered so far
     compared: int = 0
     equal: bool = True
+    alone: Lock = Factory(Lock)
 
     def render(self, values: dict[str, Any]) -> tuple[str, Marks | None]:
         """Raises what the template raises."""
-        self.marks, self.texts, self.length = [], [], 0
         blocks = []
-        for block in self.compiled.generate(values):
-            blocks.append(block)
-            self.length += len(block)
+        with self.alone:
+            self.marks, self.texts, self.length = [], [], 0
+            for block in self.compiled.generate(values):
+                blocks.append(block)
+                self.length += len(block)
+            marks, texts = self.marks, self.texts
         text = "".join(blocks)
         # Marks in a macro are met before the text around them is written.
-        placed = all(text[start:stop] == marked for (start, stop), marked in zip(self.marks, self.texts, strict=True))
-        return text, self.marks if placed else None
+        placed = all(text[start:stop] == marked for (start, stop), marked in zip(marks, texts, strict=True))
+        return text, marks if placed else None
 
     def marked(self, caller: Callable[[], str]) -> str:
         """Takes the place of transformers' note of what is between two marks, which joins all that precedes each time."""
