@@ -1,10 +1,14 @@
 from __future__ import annotations
 
 import atexit
+import itertools
 import os
+import re
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,3 +36,26 @@ def shared_data() -> Path:
     if not found.is_dir():
         pytest.skip(f"SUROGATE_TEST_DATA: {found} is not there")
     return found
+
+
+@pytest.fixture(scope="session")
+def byte_starts() -> Callable[[Any, list[int], bytes], list[int]]:
+    """(tokenizer, ids, text) → where each token starts in the text, from the spelling of the tokens alone."""
+
+    def starts(tokenizer: Any, ids: list[int], text: bytes) -> list[int]:
+        added = {str(token) for token in tokenizer.added_tokens_decoder.values()}
+        spelt = tokenizer.convert_ids_to_tokens(ids)
+        pieced = any("▁" in token for token in spelt)
+        sizes = []
+        for token in spelt:
+            if token in added:
+                sizes.append(len(token.encode()))
+            elif pieced:
+                sizes.append(1 if re.fullmatch(r"<0x[0-9A-F]{2}>", token) else len(token.replace("▁", " ").encode()))
+            else:
+                sizes.append(len(token))  # byte-level: one character a byte
+        extra = sum(sizes) - len(text)
+        assert extra == (1 if pieced else 0)  # sentencepiece puts a space before the text
+        return [max(0, start - extra) for start in [0, *itertools.accumulate(sizes)][:-1]]
+
+    return starts

@@ -38,7 +38,7 @@ class FormatContext(Context):
     background  weight of text that is not the answer: 0, or 1 where everything is trained
     render     ``render(messages, tools=None, kind="conversation") -> Sample``, through the tokenizer's chat template
     weigh      ``weigh(text, spans, kind, marker, special=False) -> Sample``: tokens of a text, each with the weight of the last
-               span (start, stop, weight), in characters, in which it starts; ``special`` is for texts without a template: it
+               span (start, stop, weight[, why]), in characters, in which it starts; ``special`` is for texts without a template: it
                adds the tokenizer's own tokens, and an answer's first token may begin in white space before it
     """
 

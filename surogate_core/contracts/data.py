@@ -22,12 +22,14 @@ class Sample:
 
     ``weights[0]`` has no effect: nothing precedes the first token. ``kind`` names the class of the sample for the gate that
     refuses data in which a kind has no trained token. ``marker`` names what the weights were found by (for its message).
+    ``reasons`` say, for people, why tokens weigh what they do: the first token of each run, ascending from 0, and its reason.
     """
 
     input_ids: Sequence[int] | NDArray[Any]
     weights: Sequence[float] | NDArray[Any]
     kind: str = "sample"
     marker: str = ""
+    reasons: Sequence[tuple[int, str]] = ()
 
 
 class Format(Protocol):

@@ -1,13 +1,11 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 
 TOKENIZERS = {"minimind": "tokenizers/minimind", "gpt2": "tokenizers/gpt2", "stories260K": "models/stories260K"}
@@ -47,24 +45,6 @@ def as_messages(name: str, row: dict[str, Any]) -> tuple[list[dict[str, Any]], l
     return [{"role": "user", "content": asked}, {"role": "assistant", "content": said}], None
 
 
-def byte_starts(tokenizer: Any, ids: list[int], text: bytes) -> list[int]:
-    """Where each token starts in ``text``, from the spelling of the tokens alone."""
-    added = {str(token) for token in tokenizer.added_tokens_decoder.values()}
-    spelt = tokenizer.convert_ids_to_tokens(ids)
-    pieced = any("▁" in token for token in spelt)
-    sizes = []
-    for token in spelt:
-        if token in added:
-            sizes.append(len(token.encode()))
-        elif pieced:
-            sizes.append(1 if re.fullmatch(r"<0x[0-9A-F]{2}>", token) else len(token.replace("▁", " ").encode()))
-        else:
-            sizes.append(len(token))  # byte-level: one character a byte
-    extra = sum(sizes) - len(text)
-    assert extra == (1 if pieced else 0)  # sentencepiece puts a space before the text
-    return [max(0, int(start) - extra) for start in np.concatenate([[0], np.cumsum(sizes)[:-1]])]
-
-
 def encoder(tokenizer: Any, name: str, own: Any) -> Callable[[dict[str, Any]], Any]:
     """row → sample, through the formats as a run builds them."""
     from surogate_dataset_conversation.plugin import Options as Conversation
@@ -92,7 +72,7 @@ def encoder(tokenizer: Any, name: str, own: Any) -> Callable[[dict[str, Any]], A
 
 
 @pytest.fixture(scope="session")
-def real(shared_data: Path) -> SimpleNamespace:
+def real(shared_data: Path, byte_starts: Callable[[Any, list[int], bytes], list[int]]) -> SimpleNamespace:
     """The real data and tokenizers, and the helpers of this file."""
     from transformers import AutoTokenizer
 

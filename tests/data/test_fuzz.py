@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from surogate_dataset_conversation.plugin import Options as Conversation
 from surogate_pipeline_packed.plugin import Options
 from surogate_pipeline_packed.prepare import Work, prepare
+from surogate_pipeline_packed.preview import _piece
 from surogate_pipeline_packed.templates import TEMPLATES
 
 from surogate_core.config import CoreOptions, DatasetOptions
@@ -29,6 +30,10 @@ DROPPING = (  # drops earlier thoughts, injects a default system text
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}"
     "{{ m.content if loop.last or m.role != 'assistant' else m.content.split('</think>')[-1] }}{{ '<|im_end|>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+REFUSALS = re.compile(  # nothing in it to train on, too much that is damaged, or options that cannot work
+    r"no sample of kind|no sample is left|the data set (is empty|has no row that can be read)|[\d,]+ of [\d,]+ rows cannot be used|"
+    r"type = \"auto\" fits (none|more than one)"
 )
 # What users say is spelt with letters that nothing else has, each a token of its own.
 users = st.text("ЖЩЮ \n", max_size=6)
@@ -110,17 +115,95 @@ def test_any_record_with_any_options(served: tuple[Any, str], place: Path, rows:
     path.write_text("".join(json.dumps(one) + "\n" for one in rows))
     table = DatasetOptions(path=str(path), type="conversation", format_options=Conversation(tools_field="tools"))
     core = CoreOptions(model="m", datasets=[table], sequence_len=256)
-    said: list[str] = []
-    settled = Options(**own, max_bad_rows=1.0, validation_split_ratio=0.0, dataloader_num_workers=0)
+    checked(core, {**own, "max_bad_rows": 1.0}, tokenizer, len(rows))
+
+
+def checked(core: CoreOptions, own: dict[str, Any], tokenizer: Any, count: int) -> Any:
+    """Prepare the data. Every one of ``count`` rows is accounted for, every weight has its reason, nothing of a user is trained."""
+    settled = Options(**own, validation_split_ratio=0.0, dataloader_num_workers=0)
     try:
-        prepared = prepare(Work(core, settled, lambda name: HOST.offer("datasets", name), tokenizer, said.append))
-    except DataError:
-        return  # nothing in it to train on
+        prepared = prepare(Work(core, settled, lambda name: HOST.offer("datasets", name), tokenizer, lambda line: None))
+    except DataError as error:
+        said = error.problems[0].what
+        return None if REFUSALS.match(said) else pytest.fail(said)
     assert prepared.ledger.balanced()
-    assert prepared.ledger.rows_read == len(rows)
+    assert prepared.ledger.rows_read == count
+    assert len(prepared.ledger.bad) == min(10, prepared.ledger.unusable)
     corpus = prepared.train
-    assert np.isfinite(corpus.weights).all()
-    assert (np.asarray(corpus.weights) >= 0).all()
-    if own["loss_scale"] != "all":
-        trained = tokenizer.decode(np.asarray(corpus.tokens)[np.asarray(corpus.weights) > 0])
-        assert not set(trained) & set("ЖЩЮ")
+    tokens, weights = np.asarray(corpus.tokens), np.asarray(corpus.weights)
+    assert np.isfinite(weights).all()
+    assert (weights >= 0).all()
+    for piece in (_piece("training", corpus, at) for at in range(len(corpus))):
+        for start, stop, why in piece.reasons():
+            assert {weight > 0 for weight in piece.weights[start:stop]} == {": trained" in why}, why
+    if own.get("loss_scale") != "all":
+        assert not set(tokenizer.decode(tokens[weights > 0])) & set("ЖЩЮ")
+    return prepared
+
+
+text = users | words
+pair = st.fixed_dictionaries(
+    {"q": users, "a": words}, optional={"i": users, "s": users | st.none(), "text": text, "messages": turns}
+)
+damaged = st.one_of(
+    st.binary(max_size=12).filter(
+        lambda line: b"\n" not in line and not line.startswith((b"\xef\xbb\xbf", b"\xff", b"\xfe", b"\x1f\x8b"))
+    ),
+    pair.map(lambda row: json.dumps(row).encode()[:-3]),
+    junk.map(lambda value: json.dumps(value).encode()),
+    st.just(b'{"q": "\xff", "a": "b"}'),
+    st.just(b'{"q": "x", "q": "y", "a": "b"}'),
+    st.just(b'{"q": "\\ud83d", "a": "b"}'),
+)
+forms = st.sampled_from([None, "Ж {instruction} {input}", "{instruction}Щ{input}: {output}Z", "{system}\n{instruction} = {output}"])
+formats = st.one_of(
+    st.tuples(
+        st.just("instruction"),
+        st.fixed_dictionaries(
+            {
+                "instruction_field": st.just("q"),
+                "output_field": st.just("a"),
+                "input_field": st.sampled_from([None, "i"]),
+                "prompt_format": forms,
+                "prompt_format_no_input": forms,
+            }
+        ),
+    ),
+    st.tuples(st.just("text"), st.fixed_dictionaries({"text_field": st.sampled_from(["text", "a"])})),
+    st.tuples(st.just("auto"), st.just({})),
+)
+
+
+@settings(
+    max_examples=500, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
+@given(
+    lines=st.lists(
+        st.one_of(*[pair.map(lambda row: json.dumps(row, ensure_ascii=False).encode())] * 3, damaged), min_size=1, max_size=5
+    ),
+    form=formats,
+    own=options,
+    allowed=st.sampled_from([0.0, 0.5, 1.0]),
+)
+def test_any_line_with_any_format(
+    served: tuple[Any, str], place: Path, lines: list[bytes], form: tuple[str, dict[str, Any]], own: dict[str, Any], allowed: float
+) -> None:
+    tokenizer = served[0]
+    tokenizer.chat_template = served[1]
+    own = {**own, "max_bad_rows": allowed, "template": own["template"] if own["template"] in TEMPLATES else None}
+    if not own["use_chat_template"]:
+        own = {**own, "template": None}
+    path = place / "lines.jsonl"
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    count = sum(bool(line.strip()) for line in path.read_bytes().split(b"\n"))
+    kind, given = form
+    table = HOST.offer("datasets", kind).options
+    core = CoreOptions(
+        model="m",
+        datasets=[DatasetOptions(path=str(path), type=kind, format_options=table(**given) if table else None)],
+        sequence_len=256,
+    )
+    trains_text = kind != "instruction"  # of a text, everything is
+    prepared = checked(core, {**own, "loss_scale": "all"} if trains_text else own, tokenizer, count)
+    if prepared is not None:
+        assert prepared.ledger.unusable <= allowed * count

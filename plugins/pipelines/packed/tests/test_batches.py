@@ -189,3 +189,25 @@ def test_sources_name_parts() -> None:
     names = Sources(("a.jsonl", "b.txt"), np.array([(0, 17, 0), (1, 1, 3)]))
     assert list(names) == ["a.jsonl:17", "b.txt:1#3"]
     assert names[-1:] == ["b.txt:1#3"]
+
+
+def test_fingerprint_is_of_the_data_wherever_they_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a restatement that knows no blocks: lengths, whether pieces go on, then tokens and weights of each run of pieces."""
+    import hashlib
+
+    whole = corpus([3, 70, 64, 65, 200, 5, 130, 1, 2, 9])
+    for data in (whole, whole.take(np.array([0, 1, 2, 5, 6, 8, 9, 11])), whole.take(np.array([4, 3])), *hold_out(whole, 0.4, 1)):
+        assert data is not None
+        digest = hashlib.blake2b(digest_size=16)
+        starts, stops, ends = data.pieces.T.tolist()
+        digest.update(np.array([b - a for a, b in zip(starts, stops, strict=True)], "<i8").tobytes())
+        digest.update(np.array([c > b for b, c in zip(stops, ends, strict=True)], "<i8").tobytes())
+        for array in (data.tokens, data.weights):
+            for i, (start, stop, end) in enumerate(zip(starts, stops, ends, strict=True)):
+                ends_run = i + 1 == len(starts) or starts[i + 1] != stop
+                digest.update(np.asarray(array[start : min(stop + 1, end) if ends_run else stop]).tobytes())
+        for block in (1, 2, 3, 1 << 14):
+            monkeypatch.setattr("surogate_pipeline_packed.corpus.PIECES", block)
+            assert data.fingerprint() == digest.hexdigest()
+            counts = [int((data.weights[a + 1 : min(b + 1, c)] > 0).sum()) for a, b, c in zip(starts, stops, ends, strict=True)]
+            assert data.trained().tolist() == counts

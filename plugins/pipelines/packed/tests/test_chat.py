@@ -36,24 +36,6 @@ def renderer(tokenizer: Any, **options: Any) -> Renderer:
     return Renderer.of(Options(**options), tokenizer)
 
 
-def byte_starts(tokenizer: Any, ids: list[int], text: bytes) -> list[int]:
-    """Where each token starts in ``text``, from the spelling of the tokens alone."""
-    added = {str(token) for token in tokenizer.added_tokens_decoder.values()}
-    spelt = tokenizer.convert_ids_to_tokens(ids)
-    pieced = any("▁" in token for token in spelt)
-    sizes = []
-    for token in spelt:
-        if token in added:
-            sizes.append(len(token.encode()))
-        elif pieced:
-            sizes.append(1 if re.fullmatch(r"<0x[0-9A-F]{2}>", token) else len(token.replace("▁", " ").encode()))
-        else:
-            sizes.append(len(token))  # byte-level: one character a byte
-    extra = sum(sizes) - len(text)
-    assert extra == (1 if pieced else 0)  # sentencepiece puts a space before the text
-    return [max(0, int(start) - extra) for start in np.concatenate([[0], np.cumsum(sizes)[:-1]])]
-
-
 def conversations(shared_data: Path) -> list[tuple[list[dict], list | None]]:
     rows: list[tuple[list[dict], list | None]] = []
     for line in (shared_data / "instruct/instruction-data.jsonl").read_bytes().split(b"\n")[:1100:20]:
@@ -79,7 +61,7 @@ def conversations(shared_data: Path) -> list[tuple[list[dict], list | None]]:
 @pytest.mark.parametrize(
     ("name", "template"), [("minimind", None), ("minimind", "chatml"), ("gpt2", "chatml"), ("stories260K", "qwen")]
 )
-def test_masks_on_real_data(load, shared_data: Path, name: str, template: str | None) -> None:
+def test_masks_on_real_data(load, shared_data: Path, byte_starts, name: str, template: str | None) -> None:
     tokenizer = load(name, template)
     render = renderer(tokenizer)
     for messages, tools in conversations(shared_data):
@@ -139,7 +121,22 @@ def test_the_end_of_turn_is_trained_where_the_marks_leave_it_out(load) -> None:
     end = "{{- '<|im_end|>' -}}{%- endgeneration -%}"
     assert end in tokenizer.chat_template
     tokenizer.chat_template = tokenizer.chat_template.replace(end, "{%- endgeneration -%}{{- '<|im_end|>' -}}")
-    assert renderer(tokenizer)(TALK) == wanted
+    found = renderer(tokenizer)(TALK)
+    assert list(found.input_ids) == list(wanted.input_ids)
+    assert list(found.weights) == list(wanted.weights)
+
+
+def test_marks_in_a_macro_are_refused(load) -> None:
+    """transformers takes their places from what is written before the macro is called, and would train its header."""
+    tokenizer = load("minimind", "chatml")
+    tokenizer.chat_template = (
+        "{% macro said(m) %}{{ '<|im_start|>' + m.role + '\n' }}{% generation %}{{ m.content + '<|im_end|>' }}{% endgeneration %}"
+        "{% endmacro %}{% for m in messages %}{% if m.role == 'assistant' %}{{ said(m) }}{% else %}"
+        "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    with pytest.raises(BadRow, match="generation marks in a macro"):
+        renderer(tokenizer)(TALK)
 
 
 def test_a_marker_behind_the_marks_is_not_trained_when_it_is_the_next_messages(load) -> None:

@@ -92,6 +92,91 @@ def test_the_page_shows_the_same_and_asks_for_nothing(config: Path) -> None:
     assert len(answers) == 2
     assert set(answers) <= set(ANSWERS)
     assert "user\nQuestion" in page.masked
-    assert all("trained, weight 1" in title or "masked: " in title for title in page.titles[1:])
+    assert {title.partition(": ")[2] for title in page.titles[1:]} == {
+        "nothing precedes the first token: masked",
+        "template text, tools: masked",
+        "user turn: masked",
+        "assistant turn 1: trained (default)",
+    }
     assert sum("nothing precedes" in title for title in page.titles) == 2
     assert page.asked == []
+
+
+SAID = {"user": "What is it?", "system": "Be terse.", "tool": "22 degrees"}
+TALK = [
+    {"role": "system", "content": SAID["system"]},
+    {"role": "user", "content": SAID["user"]},
+    {"role": "assistant", "content": "<think>\n\n</think>\n\nI will look.", "loss": 0.5},
+    {"role": "tool", "content": SAID["tool"]},
+    {"role": "assistant", "content": "<think>\n\n</think>\n\nWarm, 22."},
+    {"role": "user", "content": "Thanks?"},
+    {"role": "assistant", "content": "Bye 22."},
+]
+
+
+def reasons(**options: Any) -> dict[str, list[str]]:
+    """The text of each reason in the dump of one conversation, with what the weights say checked on the way."""
+    Path("chat.jsonl").write_text(json.dumps({"messages": TALK}) + "\n")
+    words = [word for key, value in options.items() for word in (f"--{key.replace('_', '-')}", value)]
+    invoke("c.toml", "--dump", "all.jsonl", "--validation-split-ratio", "0", "--sequence-len", 512, *words)
+    (record,) = [json.loads(line) for line in Path("all.jsonl").read_text().splitlines()]
+    tokenizer = AutoTokenizer.from_pretrained("model")
+    found: dict[str, list[str]] = {}
+    at = 0
+    for start, stop, why in record["reasons"]:
+        assert start == at
+        at = stop
+        weights = set(record["weights"][start:stop])
+        assert len(weights) == 1
+        (weight,) = weights
+        said = "masked" if not weight else "trained" if weight == 1 else f"trained, weight {weight:g}"
+        assert why.split(": ", 1)[1].partition(" (")[0] == said
+        found.setdefault(why, []).append(tokenizer.decode(record["input_ids"][start:stop]))
+    assert at == len(record["input_ids"])
+    return found
+
+
+def test_each_reason_names_the_part_and_the_rule(config: Path) -> None:
+    Path("weights.json").write_text('{"2+": 3}')
+    found = reasons(loss_scale="default+ignore_empty_think+weights.json")
+    assert found["user turn: masked"] == [SAID["user"], "Thanks?"]
+    assert found["system message: masked"] == [SAID["system"]]
+    assert found["tool result: masked"] == [SAID["tool"]]
+    assert found["assistant turn 1: trained, weight 0.5 (loss of the message)"] == ["<think>\n\n</think>\n\nI will look.<|im_end|>"]
+    assert found["assistant turn 2: masked (ignore_empty_think, x0)"] == ["<think>\n\n</think>\n\n"]
+    assert found["assistant turn 2: trained (default)"] == ["Warm, ", ".<|im_end|>"]
+    assert found["assistant turn 2: trained, weight 3 (loss_scale pattern 2+, x3)"] == ["22"]
+    assert found["assistant turn 3: trained, weight 3 (loss_scale pattern 2+, x3)"] == ["22"]
+    found = reasons(loss_scale="last_round")
+    assert found["assistant turn 2: masked (last_round: an earlier turn)"] == ["<think>\n\n</think>\n\nWarm, 22."]
+    assert found["assistant turn 3: trained (last_round)"] == ["Bye 22.<|im_end|>"]
+    found = reasons(loss_scale="all")
+    assert found["user turn: trained (all)"] == [SAID["user"], "Thanks?"]
+    assert found["assistant turn 1: trained, weight 0.5 (loss of the message)"]
+    found = reasons(use_chat_template="false", response_prefix="So: ")
+    assert found["response_prefix: masked"] == ["So: "] * 3
+    assert found["tool result: masked"] == [SAID["tool"]]
+    shown = invoke("c.toml", "--preview", 1, "--validation-split-ratio", "0", "--sequence-len", 512).stdout
+    assert "tokens 1 to 7: template text, tools: masked\n" in shown
+    assert "assistant turn 3: trained (default)\n" in shown
+
+
+def test_other_formats_name_their_rule_too(config: Path) -> None:
+    Path("rows.jsonl").write_text(json.dumps({"text": "abc", "q": "Why?", "a": "So."}) + "\n")
+    common = 'model = "model"\nsequence_len = 128\nvalidation_split_ratio = 0.0\n[[datasets]]\npath = "rows.jsonl"\n'
+    Path("c.toml").write_text(common + 'type = "text"\n')
+    assert "tokens 1 to 3: text document: trained\n" in invoke("c.toml", "--preview", 1).stdout
+    form = 'prompt_format = "Q: {instruction} A:{output}"\n'
+    Path("c.toml").write_text(common + 'type = "instruction"\ninstruction_field = "q"\noutput_field = "a"\n' + form)
+    shown = invoke("c.toml", "--preview", 1).stdout
+    assert "prompt_format before {output}: masked\n" in shown
+    assert "{output} and what follows it: trained\n" in shown
+
+
+@pytest.mark.parametrize("strategy", ["left", "right", "split"])
+def test_reasons_follow_what_truncation_leaves(config: Path, strategy: str) -> None:
+    invoke(config, "--dump", "all.jsonl", "--sequence-len", 48, "--truncation-strategy", strategy)
+    for line in Path("all.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        for start, stop, why in record["reasons"]:
+            assert {weight > 0 for weight in record["weights"][start:stop]} == {": trained" in why}

@@ -299,3 +299,66 @@ def test_no_reader_holds_its_file(tmp_path: Path, kind: str) -> None:
 
 def paths() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+@pytest.fixture
+def carded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list[dict]]:
+    """A directory as a data set of the Hub is, larger than what the library writes at once."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "library")
+    monkeypatch.setattr("datasets.builder.config.HF_DATASETS_CACHE", tmp_path / "library")
+    rows = [{"text": f"{i} " + "x" * 2000} for i in range(3000)]
+    root = tmp_path / "carded"
+    (root / "data").mkdir(parents=True)
+    (root / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/a*.parquet\n---\n# About\n"
+    )
+    write(root / "data/a0.parquet", rows[:1500])
+    write(root / "data/a1.parquet", rows[1500:])
+    return root, rows
+
+
+def test_streaming_makes_no_copy(tmp_path: Path, carded: tuple[Path, list[dict]]) -> None:
+    root, rows = carded
+
+    def copied() -> int:
+        return sum(path.stat().st_size for path in (tmp_path / "library").rglob("*") if path.is_file())
+
+    options = DatasetOptions(path=str(root), type="text")
+    streamed = open_source(options, "datasets[0]", seed=3, streaming=True)
+    assert columns(streamed) == rows
+    assert columns(streamed) == rows  # again, from the start
+    assert [row.columns for row in streamed.rows(7, 9)] == rows[7:9]
+    assert not streamed.countable
+    assert streamed.count() == len(rows)
+    assert copied() < 100_000
+    assert columns(open_source(options, "datasets[0]", seed=3)) == rows
+    assert copied() > 6_000_000
+    drawn = open_source(DatasetOptions(path=str(root), type="text", samples=5), "datasets[0]", seed=3, streaming=True)
+    assert len(columns(drawn)) == 5
+
+
+def test_streaming_reads_what_is_asked_for(carded: tuple[Path, list[dict]], monkeypatch: pytest.MonkeyPatch) -> None:
+    root, rows = carded
+    (root / "data/a1.parquet").write_bytes(b"PAR1 is not read yet")
+    streamed = open_source(DatasetOptions(path=str(root), type="text"), "datasets[0]", seed=3, streaming=True)
+    found = streamed.rows()
+    assert [next(found).columns for _ in range(1000)] == rows[:1000]
+    with pytest.raises(DataError, match="the data set cannot be read further") as caught:
+        list(found)
+    assert "after row 1500" in caught.value.problems[0].where
+
+
+def test_a_stream_has_a_lasting_name(carded: tuple[Path, list[dict]]) -> None:
+    root, rows = carded
+
+    def origin(**options: object) -> tuple:
+        table = DatasetOptions(path=str(root), type="text", **options)  # type: ignore[arg-type]
+        return open_source(table, "datasets[0]", seed=3, streaming=True).origins[0]
+
+    one = origin()
+    assert {path for path in one if isinstance(path, Path)} == {(root / f"data/a{i}.parquet").resolve() for i in range(2)}
+    assert origin() == one
+    write(root / "data/a2.parquet", rows[:1])
+    assert origin() != one
+    with pytest.raises(DataError, match="the directory cannot be read as its card"):
+        origin(split="test")

@@ -13,6 +13,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import numpy as np
 import pytest
 from surogate_pipeline_packed.read import Source, open_source
 
@@ -35,6 +36,7 @@ OBJECTS = {
     "torn.jsonl": LINES + b"{",
 }
 SCHEMES = ("s3", "gs")
+ASKED: list[str] = []  # of the server of tokens
 both = pytest.mark.parametrize("scheme", SCHEMES)
 
 
@@ -134,6 +136,7 @@ def token_server() -> Iterator[str]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
+            ASKED.append(self.path)
             self.rfile.read(int(self.headers["Content-Length"]))
             good = self.path == "/good"
             answer = {"access_token": "t", "expires_in": 3600, "token_type": "Bearer"} if good else {"error": "invalid_grant"}
@@ -267,17 +270,57 @@ def test_credentials_for_gs_that_are_not_there(scheme: str, tmp_path: Path, monk
     assert problem.how.startswith("set GOOGLE_APPLICATION_CREDENTIALS to a service account's file")
 
 
-@pytest.mark.prove
-@pytest.mark.skipif(
-    not os.environ.get("SUROGATE_PROVE"), reason="gcsfs tries a refused key for half a minute; SUROGATE_PROVE=1 runs it"
-)
 @pytest.mark.parametrize("scheme", ["gs"])
 @pytest.mark.usefixtures("cloud")
 def test_a_wrong_key_for_gs(scheme: str, token_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(service_account(tmp_path, token_server, "bad")))
+    ASKED.clear()
     problem = refused("gs://corpora/lines.jsonl")
     assert problem.what == 'access to bucket "corpora" is refused: Invalid Credentials, 401'
     assert problem.how.startswith("set GOOGLE_APPLICATION_CREDENTIALS to a service account's file")
+    assert ASKED == ["/bad"]  # gcsfs asks six times, in half a minute
+
+
+@pytest.mark.parametrize("scheme", ["s3"])
+@pytest.mark.usefixtures("cloud")
+@pytest.mark.parametrize("name", ["large.jsonl", "large.parquet"])
+def test_what_does_not_fit_is_read_as_it_comes(
+    scheme: str, name: str, s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first rows cost a few requests, not the object; nothing is copied to the disk."""
+    import pyarrow
+    from pyarrow import parquet
+
+    random = np.random.default_rng(0)
+    rows = [{"text": f"{i} {random.bytes(2000).hex()}"} for i in range(5000)]
+    path = tmp_path / name
+    if name.endswith(".jsonl"):
+        path.write_bytes(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+    else:
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=len(rows))
+    content = path.read_bytes()
+    path.unlink()
+    put(f"{s3_server}/corpora/{name}", content)
+    from fsspec.caching import BaseCache
+
+    fetched: list[int] = []
+    made = BaseCache.__init__
+
+    def counting(self: Any, blocksize: int, fetcher: Any, size: int) -> None:
+        def fetch(start: int, stop: int) -> bytes:
+            fetched.append(stop - start)
+            return fetcher(start, stop)
+
+        made(self, blocksize, fetch, size)
+
+    monkeypatch.setattr(BaseCache, "__init__", counting)
+    before = {path for path in tmp_path.rglob("*") if path.is_file()}
+    source = opened(f"{scheme}://corpora/{name}")
+    found = source.rows()
+    assert [next(found).columns for _ in range(100)] == rows[:100]
+    assert 0 < sum(fetched) < len(content) / 2
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert source.countable == name.endswith(".parquet")  # progress does not read the object twice
 
 
 @both

@@ -192,3 +192,8 @@ def test_progress_lines_say_rate_and_time_left(monkeypatch: pytest.MonkeyPatch) 
         now[0] = 100.0 + seconds
         tell(rows)
     assert said == ["rows: 150 of 250 rows, 10 rows/s, 10 s left", "rows: 250 of 250 rows, 10 rows/s, 0 s left"]
+    now[0], said[:] = 100.0, []
+    tell = lines("stream", 0, None, said.append)
+    now[0] = 110.0
+    tell(100)
+    assert said == ["stream: 100 rows, 10 rows/s"]

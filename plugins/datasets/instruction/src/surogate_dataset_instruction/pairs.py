@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from surogate_core.contracts import FormatContext, Sample
 from surogate_core.errors import BadRow, DataError
@@ -63,12 +63,13 @@ class Pairs:
         start = _fill(prompt, values)
         tokenizer = self.context.tokenizer
         text = start + values["output"] + _fill(rest, values) + tokenizer.eos_token
-        spans = [(0, len(start), self.context.background), (len(start), len(text), 1.0)]
+        background = self.context.background
+        before = f"prompt_format before {{output}}: {'trained (all)' if background else 'masked'}"
+        spans = [(0, len(start), background, before), (len(start), len(text), 1.0, "{output} and what follows it: trained")]
         encoded = self.context.weigh(text, spans, KIND, "{output}", special=True)
-        ids, weights = list(encoded.input_ids), list(encoded.weights)
-        if ids[-2:] == [tokenizer.eos_token_id] * 2:  # the tokenizer adds EOS itself
-            ids, weights = ids[:-1], weights[:-1]
-        return Sample(input_ids=ids, weights=weights, kind=KIND, marker=encoded.marker)
+        if list(encoded.input_ids[-2:]) == [tokenizer.eos_token_id] * 2:  # the tokenizer adds EOS itself
+            return evolve(encoded, input_ids=encoded.input_ids[:-1], weights=encoded.weights[:-1])
+        return encoded
 
 
 def _column(row: Mapping[str, Any], name: str, optional: bool = False) -> str:

@@ -11,6 +11,8 @@ from surogate_core.contracts import FormatContext, Sample
 from surogate_core.errors import BadRow, DataError
 from surogate_dataset_text.plugin import Options
 
+REASONS = ((0, "text document: trained"),)
+
 
 @frozen
 class Documents:
@@ -42,7 +44,7 @@ class Documents:
     def _sample(self, ids: list[int]) -> Sample:
         if not ids or ids[-1] != self.tokenizer.eos_token_id:
             ids = [*ids, self.tokenizer.eos_token_id]
-        return Sample(input_ids=ids, weights=[1.0] * len(ids), kind="document", marker="text")
+        return Sample(input_ids=ids, weights=[1.0] * len(ids), kind="document", marker="text", reasons=REASONS)
 
 
 def build(options: Options, context: FormatContext) -> Documents:

@@ -76,7 +76,7 @@ class Batches:
         return Step(
             batches=tuple(batches),
             weight=weight,
-            tokens=int(self.corpus.lengths[placed].sum()),
+            tokens=self._length(placed),
             trained=trained,
             sources=tuple(self.corpus.sources[int(piece)] for piece in placed),
             epoch=done if epochs is None else min(done, float(epochs)),
@@ -88,13 +88,17 @@ class Batches:
             rows = list(range(at, min(at + self.batch_size, self.rows)))
             yield self._batch(rows + [EMPTY] * (self.batch_size - len(rows)))[0]
 
+    def _length(self, pieces: NDArray[np.int64]) -> int:
+        places = self.corpus.pieces[pieces]
+        return int((places[:, 1] - places[:, 0]).sum())
+
     def _batch(self, rows: Sequence[int]) -> tuple[Batch, NDArray[np.int64]]:
         """The micro-batch of these packed rows, and the pieces in it."""
         import torch
 
         order, starts = self._rows.order, self._rows.starts
         members = [order[starts[row] : starts[row + 1]] if row != EMPTY else order[:0] for row in rows]
-        used = [int(self.corpus.lengths[pieces].sum()) for pieces in members]
+        used = [self._length(pieces) for pieces in members]
         if self.free:
             members, used = [np.concatenate(members)], [sum(used)]
         width = max(used[0], 1) if self.free else self.sequence_len

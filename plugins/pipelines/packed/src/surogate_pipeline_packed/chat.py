@@ -18,11 +18,11 @@ between them, and EOS after each of the assistant's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from attrs import frozen
+from attrs import evolve, frozen
 from numpy.typing import NDArray
 
 from surogate_core.contracts import Sample
@@ -30,27 +30,39 @@ from surogate_core.errors import BadRow, DataError
 from surogate_pipeline_packed.agents import AGENTS
 from surogate_pipeline_packed.heads import encoded
 from surogate_pipeline_packed.plugin import Options
-from surogate_pipeline_packed.scale import LossScale, Span
-from surogate_pipeline_packed.turns import Message, View
+from surogate_pipeline_packed.scale import LossScale, Span, told
+from surogate_pipeline_packed.turns import Message, View, contents
+
+Stretch = tuple[int, int, float] | Span
+ROLES = {"user": "user turn", "tool": "tool result"}
 
 
-def weigh(tokenizer: Any, text: str, spans: Sequence[Span], kind: str, marker: str, special: bool = False) -> Sample:
-    """Tokenise ``text`` as it is and weigh each token by the last span in which it starts, 0 outside of them.
+def weigh(tokenizer: Any, text: str, spans: Sequence[Stretch], kind: str, marker: str, special: bool = False) -> Sample:
+    """Tokenise ``text`` as it is and weigh each token by the last span in which it starts, 0 outside of them. A span may say why it
+    weighs that much.
 
     ``special`` is for texts without a template, where no marker keeps an answer apart from what precedes it: the tokens that the
     tokenizer adds are added, and an answer's first token may begin in white space before the answer (GPT-2's " yes"). Where it
     begins in other text, BadRow is raised: it would be trained wholly or not at all.
     """
     ids, starts, ends = encoded(tokenizer, text, special)
-    weights: NDArray[np.float32] = np.zeros(len(starts), dtype=np.float32)
-    for start, stop, weight in spans:
+    values = np.array([0.0, *(span[2] for span in spans)], dtype=np.float32)
+    owners: NDArray[np.int64] = np.zeros(len(ids), dtype=np.int64)  # of each token, the number of its span from 1
+    ascending = not special and bool((starts[1:] >= starts[:-1]).all())
+    borders = np.searchsorted(starts, [span[:2] for span in spans]).tolist() if ascending and spans else ()
+    for owner, (first, last) in enumerate(borders, 1):
+        owners[first:last] = owner
+    for owner, (start, stop, weight, *_) in enumerate(() if ascending else spans, 1):
         inside = (starts >= start) & (starts < stop)
         for i in np.flatnonzero((starts < start) & (ends > start)) if special and weight else ():
-            inside[i] = weights[i] > 0 or text[starts[i] : start].isspace()
+            inside[i] = values[owners[i]] > 0 or text[starts[i] : start].isspace()
             if not inside[i]:
                 raise BadRow("the first token of an answer begins in the text before it: put white space between them")
-        weights[inside] = weight
-    return Sample(input_ids=ids.tolist(), weights=weights.tolist(), kind=kind, marker=marker)
+        owners[inside] = owner
+    whys = ["", *(span[3] if len(span) > 3 else told(span[2], marker) for span in spans)]
+    changes = [0, *(np.flatnonzero(owners[1:] != owners[:-1]) + 1).tolist()] if len(owners) else []
+    reasons = [(at, whys[owners[at]] or told(0, "outside of the spans")) for at in changes]
+    return Sample(input_ids=ids, weights=values[owners], kind=kind, marker=marker, reasons=reasons)
 
 
 @frozen
@@ -60,10 +72,12 @@ class Renderer:
     tokenizer: Any
     own: Options
     scale: LossScale
+    markers: tuple[str, ...]
 
     @classmethod
     def of(cls, own: Options, tokenizer: Any) -> Renderer:
-        return cls(tokenizer, own, LossScale.of(own.loss_scale))
+        markers = tuple(getattr(tokenizer, "all_special_tokens", ()))  # `text` asks less of a tokenizer
+        return cls(tokenizer, own, LossScale.of(own.loss_scale), markers)
 
     def check(self) -> None:
         """Raises DataError when the tokenizer cannot render conversations."""
@@ -95,18 +109,22 @@ class Renderer:
             return self._plain(messages, tools, weights, kind)
         opening = self.own.response_prefix or ""
         shown = [_shown(message, opening) for message in messages]
-        view = View(self.tokenizer, shown, list(tools) if tools else None, tuple(self.tokenizer.all_special_tokens), opening)
+        view = View(self.tokenizer, shown, list(tools) if tools else None, self.markers, opening)
         whole = view.prefix(len(shown))
         view.check(whole)
-        spans = [*self.scale.spans(whole, 0, len(whole), self.scale.background)]
         rest = self.scale.background
         wanted = [i for i, weight in weights.items() if weight != rest or (given(messages[i]) and self.scale.patterns)]
-        for i, (start, stop) in (view.turns(whole, wanted) if wanted else {}).items():
-            if i in wanted:
-                spans += self._turn(whole, start, stop, weights[i], messages[i])
+        turns = view.turns(whole, wanted) if wanted else {}
+        whys = self._whys(messages, weights)
+        spans: list[Span] = [(0, len(whole), rest, told(rest, "template text, tools"))]
+        spans += [(start, stop, rest, whys[i]) for i, start, stop in contents(shown, whole, turns)]
+        spans += [(start, stop, rest, whys[i]) for i, (start, stop) in turns.items() if i not in wanted]
+        spans += self.scale.matches(whole, 0, len(whole), rest, "text")
+        for i in wanted:
+            spans += self._turn(whole, *turns[i], weights[i], messages[i], whys[i])
         sample = weigh(self.tokenizer, whole, spans, kind, "assistant text")
         if opening:
-            self._check_openings(whole, [start for start, _, weight in spans if weight and whole.endswith(opening, 0, start)])
+            self._check_openings(whole, [span[0] for span in spans if span[2] and whole.endswith(opening, 0, span[0])])
         return sample
 
     def _check_openings(self, text: str, answers: Sequence[int]) -> None:
@@ -115,31 +133,49 @@ class Renderer:
         if not {*answers} <= {start for start, _ in offsets}:
             raise BadRow("the first token of an answer begins in response_prefix: end it with no white space")
 
-    def _turn(self, text: str, start: int, stop: int, weight: float, message: Message) -> Sequence[Span]:
-        return [(start, stop, weight)] if given(message) else [*self.scale.spans(text, start, stop, weight)]
+    def _turn(self, text: str, start: int, stop: int, weight: float, message: Message, why: str) -> Sequence[Span]:
+        whole: Span = (start, stop, weight, why)
+        return [whole] if given(message) else [whole, *self.scale.matches(text, start, stop, weight, why.partition(":")[0])]
+
+    def _whys(self, messages: Sequence[Message], weights: Mapping[int, float]) -> list[str]:
+        """What each message is, and which rule gave it its weight."""
+        found, base = [], self.scale.base
+        numbers = {i: number for number, i in enumerate(weights, 1)}
+        for i, message in enumerate(messages):
+            if i not in weights:
+                role = str(message.get("role"))
+                found.append(told(self.scale.background, ROLES.get(role, f"{role} message"), base if base == "all" else ""))
+                continue
+            rule = "loss of the message" if given(message) else base
+            if rule == "last_round" and not weights[i]:
+                rule = "last_round: an earlier turn"
+            found.append(told(weights[i], f"assistant turn {numbers[i]}", rule))
+        return found
 
     def _plain(self, messages: Sequence[Message], tools: Sequence[Any] | None, weights: dict[int, float], kind: str) -> Sample:
         """Plain concatenation."""
         if tools or any(message.get("tool_calls") for message in messages):
             raise BadRow("tools have no place without a chat template: set agent_template")
         text = ""
+        rest: list[Span] = []
         spans: list[Span] = []
         end = self.tokenizer.eos_token
-        for i, message in enumerate(messages):
+        for i, (message, why) in enumerate(zip(messages, self._whys(messages, weights), strict=True)):
             if i not in weights:
+                rest.append((len(text), len(text) + len(message["content"]), self.scale.background, why))
                 text += message["content"]
                 continue
             text += self.own.response_prefix or ""
             start = len(text)
             thought = message.get("reasoning_content")
             text += (f"<think>\n{thought}\n</think>\n\n" if thought else "") + message["content"] + end
-            spans += self._turn(text, start, len(text), weights[i], message)
-        spans = [*self.scale.spans(text, 0, len(text), self.scale.background), *spans]
-        encoded = weigh(self.tokenizer, text, spans, kind, "assistant text", special=True)
-        ids, trained = list(encoded.input_ids), list(encoded.weights)
-        if text.endswith(end) and ids[-2:] == [self.tokenizer.eos_token_id] * 2:  # the tokenizer adds EOS itself
-            ids, trained = ids[:-1], trained[:-1]
-        return Sample(input_ids=ids, weights=trained, kind=kind, marker=encoded.marker)
+            spans += self._turn(text, start, len(text), weights[i], message, why)
+        around: Span = (0, len(text), self.scale.background, told(self.scale.background, "response_prefix"))
+        rest += self.scale.matches(text, 0, len(text), self.scale.background, "text")
+        sample = weigh(self.tokenizer, text, [around, *rest, *spans], kind, "assistant text", special=True)
+        if text.endswith(end) and list(sample.input_ids[-2:]) == [self.tokenizer.eos_token_id] * 2:  # the tokenizer adds EOS itself
+            return evolve(sample, input_ids=sample.input_ids[:-1], weights=sample.weights[:-1])
+        return sample
 
 
 def _shown(message: Message, opening: str) -> dict[str, Any]:

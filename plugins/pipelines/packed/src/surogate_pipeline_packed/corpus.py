@@ -14,13 +14,16 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from attrs import frozen
+from attrs import evolve, frozen
 from numpy.typing import NDArray
+
+from surogate_pipeline_packed.spill import taken
 
 Ints = NDArray[np.int64]
 
 
 BLOCK = 1 << 22  # values hashed at a time: what is mapped is not to be read into memory as a whole
+PIECES = 1 << 14  # pieces looked at at a time
 
 
 @frozen(eq=False)
@@ -77,6 +80,24 @@ class Sources(Sequence[str]):
 
 
 @frozen(eq=False)
+class Reasons:
+    """Why tokens weigh what they do. ``parts``, in the order of the tokens, are runs (K, 2) (first token in the part, index of the
+    reason) with the reasons; ``starts`` says where each part begins."""
+
+    parts: tuple[tuple[Ints, tuple[str, ...]], ...]
+    starts: tuple[int, ...]
+
+    def of(self, start: int, stop: int) -> list[tuple[int, str]]:
+        """The runs of tokens[start:stop], which are of one sample: first token, counted from ``start``, and reason."""
+        number = bisect_right(self.starts, start) - 1
+        runs, words = self.parts[number]
+        first, last = start - self.starts[number], stop - self.starts[number]
+        at = int(np.searchsorted(runs[:, 0], first, side="right")) - 1
+        end = int(np.searchsorted(runs[:, 0], last, side="left"))
+        return [(max(0, place - first), words[word]) for place, word in runs[at:end].tolist()]
+
+
+@frozen(eq=False)
 class Corpus:
     """All samples of one side, flat.
 
@@ -85,12 +106,14 @@ class Corpus:
     pieces   int64 (P, 3): start, stop, end. tokens[start:stop] is placed in a row; if stop < end the sample goes on, and
              tokens[stop] is the label of the piece's last position
     sources  (P,) names of the pieces, shown when a step fails
+    reasons  for the preview
     """
 
     tokens: NDArray[np.int32] | Joined
     weights: NDArray[np.float32] | Joined
     pieces: Ints
     sources: Sequence[str]
+    reasons: Reasons | None = None
 
     def __len__(self) -> int:
         return len(self.pieces)
@@ -102,32 +125,50 @@ class Corpus:
 
     def trained(self) -> Ints:
         """(P,) labels of each piece with a weight above 0."""
-        last = np.minimum(self.pieces[:, 1] + 1, self.pieces[:, 2]).tolist()
-        return np.array([(self.weights[a + 1 : b] > 0).sum() for a, b in zip(self.pieces[:, 0].tolist(), last, strict=True)])
+        counts = (
+            np.count_nonzero(self.weights[start + 1 : min(stop + 1, end)] > 0)
+            for block in self._blocks()
+            for start, stop, end in block.tolist()
+        )
+        return np.fromiter(counts, dtype=np.int64, count=len(self.pieces))
+
+    def _blocks(self) -> Iterator[Ints]:
+        yield from (self.pieces[at : at + PIECES] for at in range(0, len(self.pieces), PIECES))
 
     def take(self, which: Ints) -> Corpus:
         """The same tokens with a part of the pieces; sources stay lazy."""
         sources = self.sources
         if isinstance(sources, Sources):
-            return Corpus(self.tokens, self.weights, self.pieces[which], Sources(sources.files, sources.places[which]))
-        return Corpus(self.tokens, self.weights, self.pieces[which], [sources[i] for i in which])
+            sources = evolve(sources, places=taken(sources.places, which))
+        else:
+            sources = [sources[i] for i in which]
+        return evolve(self, pieces=taken(self.pieces, which), sources=sources)
 
     def fingerprint(self) -> str:
         """BLAKE2b of what is trained on, 32 hexadecimal digits: lengths of pieces, whether they go on, and their tokens, weights
         and last labels, in order. The same on every machine, and wherever the tokens lie."""
         digest = hashlib.blake2b(digest_size=16)
-        starts, stops, ends = self.pieces.T
-        for numbers in (stops - starts, ends > stops):
-            digest.update(np.ascontiguousarray(numbers, dtype="<i8").data)
-        reach = np.minimum(stops + 1, ends)
-        breaks = np.flatnonzero(starts[1:] != stops[:-1]) + 1  # pieces that follow each other are read in one
-        firsts, lasts = np.concatenate([[0], breaks]), np.concatenate([breaks, [len(starts)]])
-        runs = list(zip(starts[firsts].tolist(), reach[lasts - 1].tolist(), strict=True))
+        for block in self._blocks():
+            digest.update(np.ascontiguousarray(block[:, 1] - block[:, 0], dtype="<i8").data)
+        for block in self._blocks():
+            digest.update(np.ascontiguousarray(block[:, 2] > block[:, 1], dtype="<i8").data)
         for array, kind in ((self.tokens, "<i4"), (self.weights, "<f4")):
-            for start, end in runs:
+            for start, end in self._runs():
                 for at in range(start, end, BLOCK):
                     digest.update(np.ascontiguousarray(array[at : min(at + BLOCK, end)], dtype=kind).data)
         return digest.hexdigest()
+
+    def _runs(self) -> Iterator[tuple[int, int]]:
+        """[start, end) of the tokens of pieces that follow each other, with the last label: read in one."""
+        first: int | None = None
+        for at, block in zip(range(0, len(self.pieces), PIECES), self._blocks(), strict=True):
+            starts, stops, ends = block.T
+            after = self.pieces[at + PIECES, 0] if at + PIECES < len(self.pieces) else -1
+            first = int(starts[0]) if first is None else first
+            for last in np.flatnonzero(np.append(starts[1:], after) != stops).tolist():
+                assert first is not None
+                yield first, int(min(stops[last] + 1, ends[last]))
+                first = int(starts[last + 1]) if last + 1 < len(block) else None
 
 
 def cut(start: int, end: int, limit: int) -> Iterator[tuple[int, int, int]]:

@@ -34,7 +34,8 @@ class Reader:
     """``raw()`` yields (number, unparsed row); ``parse`` makes columns of one or raises BadRow; ``count()`` is their number.
 
     ``origin`` is what the rows come from: files, which count with their content, and words that name one state of the data for ever
-    (a revision). Without one, what was made of the rows cannot be kept for another run.
+    (a revision). Without one, what was made of the rows cannot be kept for another run. ``countable`` is false where counting would
+    read all rows over a network.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Reader:
     parse: Callable[[Any], dict[str, Any]]
     count: Callable[[], int]
     origin: tuple[Path | str, ...] = ()
+    countable: bool = True
 
 
 @frozen

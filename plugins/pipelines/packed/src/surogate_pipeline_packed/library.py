@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from surogate_core.config.options import DatasetOptions
 from surogate_core.errors import DataError
-from surogate_pipeline_packed.files import Reader, of_dataset
+from surogate_pipeline_packed.files import Raw, Reader, of_dataset
+from surogate_pipeline_packed.jsontext import columns
 
 SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk leaves in a directory
 CONFIGS = re.compile(r"\A---\s*\n(?:.*\n)*?configs:(?:.*\n)*?---\s*$", re.MULTILINE)
@@ -37,10 +38,10 @@ def saved(path: Path, options: DatasetOptions, where: str) -> Reader:
     return of_dataset(path.name, dataset)
 
 
-def carded(path: Path, options: DatasetOptions, where: str) -> Reader:
+def carded(path: Path, options: DatasetOptions, where: str, streaming: bool = False) -> Reader:
     """A directory with a data set card, as a repository of the Hub is when it is cloned."""
     try:
-        return of_dataset(path.name, _load(str(path.resolve()), options))
+        return _read(path.name, str(path.resolve()), options, where, streaming)
     except Exception as error:  # as above
         raise DataError(
             f"the directory cannot be read as its card (README.md) says: {type(error).__name__}: {first_line(error)}",
@@ -49,12 +50,12 @@ def carded(path: Path, options: DatasetOptions, where: str) -> Reader:
         ) from error
 
 
-def hub(options: DatasetOptions, where: str) -> Reader:
+def hub(options: DatasetOptions, where: str, streaming: bool = False) -> Reader:
     """A data set of the Hub, or of the library's cache."""
     from huggingface_hub.constants import is_offline_mode
 
     try:
-        return of_dataset(options.path, _load(options.path, options))
+        return _read(options.path, options.path, options, where, streaming)
     except Exception as error:  # the library raises its own, the Hub's and the network's errors
         raise DataError(
             f"neither a local path nor a data set of the Hub that can be read: {type(error).__name__}: {first_line(error)}",
@@ -65,10 +66,28 @@ def hub(options: DatasetOptions, where: str) -> Reader:
         ) from error
 
 
-def _load(path: str, options: DatasetOptions) -> Any:
-    from datasets import load_dataset
+def _read(name: str, path: str, options: DatasetOptions, where: str, streaming: bool) -> Reader:
+    from datasets import load_dataset, load_dataset_builder
 
-    return load_dataset(path, name=options.subset, split=options.split)
+    if not streaming:
+        return of_dataset(name, load_dataset(path, name=options.subset, split=options.split))
+    builder = load_dataset_builder(path, name=options.subset)
+    rows = builder.as_streaming_dataset(split=options.split)
+
+    def raw() -> Iterator[Raw]:
+        number = 0
+        try:
+            for number, row in enumerate(rows, 1):
+                yield number, row
+        except Exception as error:  # as in hub()
+            what = f"the data set cannot be read further: {type(error).__name__}: {first_line(error)}"
+            raise DataError(what, f"{where}, after row {number}", "check the network and the files, and start again") from error
+
+    files = [Path(file) for file in (builder.config.data_files or {}).get(options.split, ())]
+    here = files if all(file.is_file() for file in files) else []
+    # The library's names of this state of the data: the revision of a repository, the times of change of files.
+    state = f"{path} {options.split} {builder.config_id} {builder.hash}"
+    return Reader(name, raw, columns, lambda: sum(1 for _ in raw()), (*here, state), countable=False)
 
 
 def first_line(error: BaseException) -> str:

@@ -11,6 +11,8 @@ import numpy as np
 from attrs import frozen
 from numpy.typing import NDArray
 
+from surogate_pipeline_packed.spill import Growing
+
 Ints = NDArray[np.int64]
 WINDOW = 1 << 16
 
@@ -31,14 +33,16 @@ def pack(lengths: Ints, room: int, seed: int, packing: bool = True) -> Rows:
     if not packing:
         return Rows(np.arange(len(lengths)), np.arange(len(lengths) + 1))
     shuffled = np.random.default_rng([seed, 0]).permutation(len(lengths))
-    orders, counts = [], [np.zeros(1, dtype=np.int64)]  # of each window, as arrays: lists of numbers take ten times the room
+    order, starts, placed = Growing(), Growing(), 0
+    starts.add(np.zeros(1, dtype=np.int64))
     for at in range(0, len(shuffled), WINDOW):
         window = shuffled[at : at + WINDOW]
         window = window[np.argsort(-lengths[window], kind="stable")]
         rows = _best_fit(window.tolist(), lengths[window].tolist(), room)
-        orders.append(np.array([piece for row in rows for piece in row], dtype=np.int64))
-        counts.append(np.array([len(row) for row in rows], dtype=np.int64))
-    return Rows(np.concatenate(orders), np.cumsum(np.concatenate(counts)))
+        order.add(np.array([piece for row in rows for piece in row], dtype=np.int64))
+        starts.add(placed + np.cumsum([len(row) for row in rows]))
+        placed += len(window)
+    return Rows(order.array(), starts.array())
 
 
 def _best_fit(pieces: list[int], lengths: list[int], room: int) -> list[list[int]]:

@@ -19,6 +19,7 @@ from surogate_core.errors import BadRow
 Ints = NDArray[np.int64]
 FILE, NUMBER, COUNT, REASON = range(4)
 LENGTH, KIND, MARKER = range(3)
+UNSAID = "the format does not say why"
 
 
 @frozen(eq=False)
@@ -30,6 +31,7 @@ class Part:
     samples  int64 (S, 3): number of tokens; kind and marker as indices into ``words``
     rows     int64 (R, 4): file, number in it from 1, number of samples, and the index of the reason in ``words`` why the row cannot
              be used (-1: it can)
+    reasons  int64 (K, 2): the first token of each run, ascending, and the index in ``words`` of why it weighs what it does
     words    the texts that the columns name
     """
 
@@ -37,6 +39,7 @@ class Part:
     weights: NDArray[np.float32]
     samples: Ints
     rows: Ints
+    reasons: Ints
     words: tuple[str, ...]
 
 
@@ -51,7 +54,8 @@ class Words(dict[str, int]):
 def part_of(results: Sequence[tuple[int, int, Sequence[Sample] | BadRow]]) -> Part:
     """(file, number, samples or why there are none) of each row → their part."""
     words = Words()
-    rows, samples, tokens, weights = [], [], [np.zeros(0, np.int32)], [np.zeros(0, np.float32)]
+    rows, samples, reasons, size = [], [], [], 0
+    tokens, weights = [np.zeros(0, np.int32)], [np.zeros(0, np.float32)]
     for file, number, result in results:
         if isinstance(result, BadRow):
             rows.append((file, number, 0, words[result.reason]))
@@ -59,11 +63,16 @@ def part_of(results: Sequence[tuple[int, int, Sequence[Sample] | BadRow]]) -> Pa
         rows.append((file, number, len(result), -1))
         for sample in result:
             samples.append((len(sample.input_ids), words[sample.kind], words[sample.marker]))
+            reasons += [
+                (size + first, words[why]) for first, why in sample.reasons or ((0, UNSAID),) if first < len(sample.input_ids)
+            ]
+            size += len(sample.input_ids)
             tokens.append(np.asarray(sample.input_ids, dtype=np.int32))
             weight = np.array(sample.weights, dtype=np.float32)
             weight[:1] = 0  # nothing precedes the first token
             weights.append(weight)
-    return Part(np.concatenate(tokens), np.concatenate(weights), _table(samples, 3), _table(rows, 4), tuple(words))
+    tables = _table(samples, 3), _table(rows, 4), _table(reasons, 2)
+    return Part(np.concatenate(tokens), np.concatenate(weights), *tables, tuple(words))
 
 
 def join(parts: Sequence[Part]) -> Part:
@@ -71,23 +80,26 @@ def join(parts: Sequence[Part]) -> Part:
     if len(parts) == 1:
         return parts[0]
     words = Words()
-    samples, rows = [], []
+    samples, rows, reasons, size = [], [], [], 0
     for part in parts:
         places = np.array([words[word] for word in part.words] + [-1], dtype=np.int64)  # -1 stays -1
         samples.append(np.column_stack([part.samples[:, LENGTH], places[part.samples[:, KIND]], places[part.samples[:, MARKER]]]))
         rows.append(np.column_stack([part.rows[:, :REASON], places[part.rows[:, REASON]]]))
+        reasons.append(np.column_stack([part.reasons[:, 0] + size, places[part.reasons[:, 1]]]))
+        size += len(part.tokens)
     return Part(
         np.concatenate([part.tokens for part in parts]),
         np.concatenate([part.weights for part in parts]),
         np.concatenate(samples),
         np.concatenate(rows),
+        np.concatenate(reasons),
         tuple(words),
     )
 
 
 def arrays(part: Part) -> Mapping[str, NDArray[Any]]:
     """The columns by name, in the order in which they are stored."""
-    return {name: getattr(part, name) for name in ("tokens", "weights", "samples", "rows")}
+    return {name: getattr(part, name) for name in ("tokens", "weights", "samples", "rows", "reasons")}
 
 
 def _table(rows: Sequence[tuple[int, ...]], width: int) -> Ints:

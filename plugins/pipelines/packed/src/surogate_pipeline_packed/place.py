@@ -10,9 +10,10 @@ from attrs import define, field
 from numpy.typing import NDArray
 
 from surogate_core.errors import DataError
-from surogate_pipeline_packed.corpus import Corpus, Ints, Joined, Sources
+from surogate_pipeline_packed.corpus import Corpus, Ints, Joined, Reasons, Sources
 from surogate_pipeline_packed.ledger import FATES, SHOWN, Bad, Ledger
 from surogate_pipeline_packed.part import COUNT, FILE, KIND, LENGTH, MARKER, NUMBER, REASON, Part
+from surogate_pipeline_packed.spill import Growing
 
 UNTRAINED = "no trained token"
 NAMES = (*FATES, UNTRAINED, "longer than max_length", f"{UNTRAINED} left by truncation", "empty")
@@ -26,8 +27,9 @@ class Gathered:
     files: list[str] = field(factory=list)
     tokens: list[NDArray[np.int32]] = field(factory=list)
     weights: list[NDArray[np.float32]] = field(factory=list)
-    pieces: list[Ints] = field(factory=list)
-    places: list[Ints] = field(factory=list)
+    pieces: Growing = field(factory=lambda: Growing(3))
+    places: Growing = field(factory=lambda: Growing(3))
+    reasons: list[tuple[Ints, tuple[str, ...]]] = field(factory=list)
     kinds: dict[str, list[int]] = field(factory=dict)  # samples, samples with a trained token
     markers: dict[str, str] = field(factory=dict)
     size: int = 0
@@ -51,10 +53,11 @@ class Gathered:
             ledger.tokens["split"] -= lost
         if len(pieces):
             rows = part.rows[np.repeat(np.arange(len(part.rows)), part.rows[:, COUNT])[owners]]
-            self.pieces.append(pieces + self.size)
-            self.places.append(np.column_stack([first_file + rows[:, FILE], rows[:, NUMBER], numbers]))
+            self.pieces.add(pieces + self.size)
+            self.places.add(np.column_stack([first_file + rows[:, FILE], rows[:, NUMBER], numbers]))
             self.tokens.append(part.tokens)
             self.weights.append(part.weights)
+            self.reasons.append((part.reasons, part.words))
             self.size += len(part.tokens)
 
     def _count_kinds(self, part: Part, trained: NDArray[np.bool_]) -> None:
@@ -99,12 +102,14 @@ class Gathered:
                     key,
                     "check the roles and fields of the rows, `loss` in messages, and the chat template",
                 )
-        if not self.pieces:
+        if not self.pieces.count:
             raise DataError("no sample is left to train on", key, "raise max_length or use another truncation_strategy")
 
     def corpus(self) -> Corpus:
-        pieces, places = np.concatenate(self.pieces), np.concatenate(self.places)
-        return Corpus(Joined.of(self.tokens), Joined.of(self.weights), pieces, Sources(tuple(self.files), places))
+        pieces, places = self.pieces.array(), self.places.array()
+        tokens = Joined.of(self.tokens)
+        reasons = Reasons(tuple(self.reasons), tokens.starts)
+        return Corpus(tokens, Joined.of(self.weights), pieces, Sources(tuple(self.files), places), reasons)
 
 
 @define

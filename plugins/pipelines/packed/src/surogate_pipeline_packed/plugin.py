@@ -34,6 +34,13 @@ class Options:
         default=None,
         metadata=doc("Where tokenised data are kept. Unset: `SUROGATE_CACHE`, or `surogate` in the user's cache directory."),
     )
+    streaming: bool = field(
+        default=False,
+        metadata=doc(
+            "Read data sets of the Hub, and directories with a data set card, as they arrive, with no copy of them on disk. (All "
+            "other sources always are.)"
+        ),
+    )
     max_bad_rows: float = field(
         default=0.01, validator=between(0, 1), metadata=doc("Share of unusable rows above which the run stops.")
     )

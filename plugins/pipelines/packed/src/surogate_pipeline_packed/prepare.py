@@ -83,7 +83,7 @@ def _side(
     files: list[int] = []
     for index, options in enumerate(datasets):
         where = f"{key}[{index}]"
-        source = open_source(options, where, seed)
+        source = open_source(options, where, seed, work.own.streaming)
         job = Job(work.format(options.type), options.format_options, work.core, work.own, work.tokenizer)
         form = job.build()
         final = settled(options, form, source, where, work.report)

@@ -18,10 +18,12 @@ import numpy as np
 from attrs import frozen
 
 from surogate_pipeline_packed.corpus import Corpus
+from surogate_pipeline_packed.part import UNSAID
 from surogate_pipeline_packed.pipeline import PackedData
 
 LONGEST = 8
 """Tokens that can share a character (bytes of UTF-8 and more)."""
+FIRST = "nothing precedes the first token: masked"
 STYLE = (
     "body{font:15px/1.7 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}"
     "pre{white-space:pre-wrap;border:1px solid #ddd;padding:1rem;color:#888}h2{font-size:1rem}"
@@ -31,22 +33,23 @@ STYLE = (
 
 @frozen
 class Piece:
-    """One piece of a side (training or validation)."""
+    """One piece of a side (training or validation). ``runs`` say why tokens weigh what they do: the first of each run, from 0 on,
+    and the reason."""
 
     side: str
     source: str
-    first: bool
     ids: tuple[int, ...]
     weights: tuple[float, ...]
+    runs: tuple[tuple[int, str], ...]
 
     def why(self, index: int) -> str:
-        """Why a token is trained or masked."""
-        weight = self.weights[index]
-        if weight:
-            return f"trained, weight {weight:g}"
-        if index == 0 and self.first:
-            return "masked: nothing precedes the first token"
-        return "masked: loss_scale does not train this part"
+        """Which part of the sample a token is, and the rule by which it is trained or masked."""
+        return next(why for first, why in reversed(self.runs) if first <= index)
+
+    def reasons(self) -> Iterator[tuple[int, int, str]]:
+        """(start, stop, why) of the runs."""
+        stops = [first for first, _ in self.runs[1:]] + [len(self.ids)]
+        yield from ((start, stop, why) for (start, why), stop in zip(self.runs, stops, strict=True))
 
 
 def pieces(data: PackedData) -> Iterator[Piece]:
@@ -63,7 +66,8 @@ def some(data: PackedData, count: int) -> list[Piece]:
 
 
 def dump(found: Iterable[Piece], tokenizer: Any, path: Path) -> int:
-    """Write one JSON object a piece: side, source, input_ids, weights, text. Returns how many."""
+    """Write one JSON object a piece: side, source, input_ids, weights, reasons ([start, stop, why] of each run), text. Returns how
+    many."""
     count = 0
     with path.open("w", encoding="utf-8") as file:
         for piece in found:
@@ -72,6 +76,7 @@ def dump(found: Iterable[Piece], tokenizer: Any, path: Path) -> int:
                 "source": piece.source,
                 "input_ids": piece.ids,
                 "weights": piece.weights,
+                "reasons": list(piece.reasons()),
                 "text": tokenizer.decode(list(piece.ids)),
             }
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
@@ -80,7 +85,8 @@ def dump(found: Iterable[Piece], tokenizer: Any, path: Path) -> int:
 
 
 def terminal(piece: Piece, tokenizer: Any, colour: bool) -> Iterator[str]:
-    """Lines: trained text green (yellow where its weight is not 1), the rest dim; without colours it stands between ⟦ and ⟧."""
+    """Lines: trained text green (yellow where its weight is not 1), the rest dim; without colours it stands between ⟦ and ⟧. Then
+    why, run by run."""
     trained = sum(weight > 0 for weight in piece.weights)
     yield f"--- {piece.source}: {len(piece.ids):,} tokens, {trained:,} trained"
     text = ""
@@ -94,6 +100,8 @@ def terminal(piece: Piece, tokenizer: Any, colour: bool) -> Iterator[str]:
         else:
             text += f"⟦{part}⟧" if weight == 1 else f"⟦{weight:g}: {part}⟧" if weight else part
     yield from text.split("\n")
+    for start, stop, why in piece.reasons():
+        yield f"  {f'token {start:,}' if stop == start + 1 else f'tokens {start:,} to {stop - 1:,}'}: {why}"
 
 
 def page(found: Sequence[Piece], tokenizer: Any) -> str:
@@ -113,9 +121,17 @@ def page(found: Sequence[Piece], tokenizer: Any) -> str:
 def _piece(side: str, corpus: Corpus, at: int) -> Piece:
     start, stop, _ = corpus.pieces[at].tolist()
     source = corpus.sources[at]
-    tokens, weights = corpus.tokens[start:stop], corpus.weights[start:stop]
-    first = "#" not in source or source.endswith("#1")
-    return Piece(side, source, first, tuple(tokens.tolist()), tuple(weights.tolist()))
+    tokens, weights = corpus.tokens[start:stop].tolist(), corpus.weights[start:stop].tolist()
+    runs = corpus.reasons.of(start, stop) if corpus.reasons is not None else [(0, UNSAID)]
+    if "#" not in source or source.endswith("#1"):
+        weights[0] = 0.0  # truncation can leave a trained token in the first place
+        runs = [(0, FIRST), *((max(1, first), why) for first, why in runs if first > 1 or _reaches(runs, first, len(tokens)))]
+    return Piece(side, source, tuple(tokens), tuple(weights), tuple(runs))
+
+
+def _reaches(runs: Sequence[tuple[int, str]], first: int, length: int) -> bool:
+    """Whether the run that starts at ``first`` has more than the first token."""
+    return next((start for start, _ in runs if start > first), length) > 1
 
 
 def _tokens(piece: Piece, tokenizer: Any) -> Iterator[tuple[int, int, str]]:

@@ -13,9 +13,9 @@ Tell = Callable[[int], None]
 
 
 @contextmanager
-def shown(name: str, done: int, total: Callable[[], int], live: bool) -> Iterator[Tell]:
+def shown(name: str, done: int, total: Callable[[], int | None], live: bool) -> Iterator[Tell]:
     """Show progress on stderr while the block runs. ``done`` rows are there already; ``total()`` counts all (asked only when it is
-    shown); nothing is shown unless ``live``."""
+    shown), None where that would cost too much; nothing is shown unless ``live``."""
     if not live:
         yield lambda rows: None
     elif sys.stderr.isatty():
@@ -26,7 +26,7 @@ def shown(name: str, done: int, total: Callable[[], int], live: bool) -> Iterato
 
 
 @contextmanager
-def _bar(name: str, done: int, total: int) -> Iterator[Tell]:
+def _bar(name: str, done: int, total: int | None) -> Iterator[Tell]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -41,7 +41,7 @@ def _bar(name: str, done: int, total: int) -> Iterator[Tell]:
         yield tell
 
 
-def lines(name: str, done: int, total: int, say: Callable[[str], None], seconds: float = LINE_SECONDS) -> Tell:
+def lines(name: str, done: int, total: int | None, say: Callable[[str], None], seconds: float = LINE_SECONDS) -> Tell:
     """At most one line in ``seconds``."""
     started = last = time.monotonic()
 
@@ -50,8 +50,9 @@ def lines(name: str, done: int, total: int, say: Callable[[str], None], seconds:
         if time.monotonic() - last >= seconds:
             last = time.monotonic()
             speed = rate(rows - done, started)
-            left = f", {(total - rows) / speed:,.0f} s left" if speed else ""
-            say(f"{name}: {rows:,} of {total:,} rows, {speed:,.0f} rows/s{left}")
+            left = f", {(total - rows) / speed:,.0f} s left" if speed and total is not None else ""
+            of = "" if total is None else f" of {total:,}"
+            say(f"{name}: {rows:,}{of} rows, {speed:,.0f} rows/s{left}")
 
     return tell
 

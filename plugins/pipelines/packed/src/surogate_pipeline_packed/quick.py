@@ -1,24 +1,31 @@
-"""Rendering parts of one conversation many times, faster: transformers' template and sandbox without what it does around them.
+"""Rendering conversations faster: transformers' template and sandbox without what it does around them.
 
 transformers copies all messages before every rendering, and jinja's sandbox looks a dictionary's key up as an attribute first. Here
-the messages are looked at once, and the sandbox goes to the key at once where there is no such attribute. What cannot be shown to
-render equally is left to transformers: tokenizers with a way of their own, values that are no plain JSON, thoughts (which it copies
-under several names), and a conversation of which this rendering is not the one that transformers gives.
+the messages are looked at once, the sandbox goes to the key at once where there is no such attribute, and the places of generation
+marks come with the text. What cannot be shown to render equally is left to transformers: tokenizers with a way of their own, values
+that are no plain JSON, thoughts (which it copies under several names), and a template of which one of the first conversations is
+rendered otherwise than transformers renders it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from threading import Lock
 from types import BuiltinMethodType
 from typing import Any
 
+from attrs import Factory, define
 from jinja2.runtime import LoopContext
 from jinja2.utils import Namespace
 
-Quick = Callable[[Sequence[Any], bool], str]
-"""(messages, with a generation prompt) → text."""
+Marks = list[tuple[int, int]]
+Quick = Callable[[Sequence[Any], bool], tuple[str, Marks | None]]
+"""(messages, with a generation prompt) → text, and the characters [start, stop) between each pair of generation marks; None where
+their places cannot be told."""
 
+COMPARED = 16
+"""Conversations of which each process compares the rendering with that of transformers, for each template."""
 THOUGHTS = {"reasoning", "reasoning_content", "thinking"}
 DICT = frozenset(dir(dict))
 FORMATS = ("format", "format_map")
@@ -27,8 +34,8 @@ STATE = (Namespace, LoopContext)
 PLAIN = (str, int, float, bool, type(None))
 
 
-def quick(tokenizer: Any, messages: Sequence[dict[str, Any]], tools: Any, whole: str) -> Quick | None:
-    """A renderer for parts of ``messages``, whose rendering by transformers is ``whole``; None where it cannot be trusted."""
+def quick(tokenizer: Any, messages: Sequence[dict[str, Any]], tools: Any) -> Quick | None:
+    """A renderer for ``messages`` and parts of them; None where it cannot be trusted."""
     from transformers import PreTrainedTokenizerBase
 
     own_way = type(tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template
@@ -37,10 +44,49 @@ def quick(tokenizer: Any, messages: Sequence[dict[str, Any]], tools: Any, whole:
     template = _compiled(tokenizer.get_chat_template(None, tools=tools))
     constants = {**tokenizer.special_tokens_map, "tools": tools, "documents": None}
 
-    def render(part: Sequence[Any], prompt: bool) -> str:
-        return template.render(messages=list(part), add_generation_prompt=prompt, **constants)
+    def render(part: Sequence[Any], prompt: bool) -> tuple[str, Marks | None]:
+        given = [{key: value for key, value in message.items() if value is not None} for message in part]
+        return template.render({"messages": given, "add_generation_prompt": prompt, **constants})
 
-    return render if render(messages, False) == whole else None
+    if template.compared < COMPARED:
+        template.compared += 1
+        wanted = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False)
+        template.equal &= render(messages, False)[0] == wanted
+    return render if template.equal else None
+
+
+@define
+class Template:
+    """A compiled template, and what the comparisons with transformers have shown so far."""
+
+    compiled: Any
+    marks: Marks = Factory(list)
+    texts: list[str] = Factory(list)  # what stands between the marks
+    length: int = 0  # of what is rendered so far
+    compared: int = 0
+    equal: bool = True
+    alone: Lock = Factory(Lock)
+
+    def render(self, values: dict[str, Any]) -> tuple[str, Marks | None]:
+        """Raises what the template raises."""
+        blocks = []
+        with self.alone:
+            self.marks, self.texts, self.length = [], [], 0
+            for block in self.compiled.generate(values):
+                blocks.append(block)
+                self.length += len(block)
+            marks, texts = self.marks, self.texts
+        text = "".join(blocks)
+        # Marks in a macro are met before the text around them is written.
+        placed = all(text[start:stop] == marked for (start, stop), marked in zip(marks, texts, strict=True))
+        return text, marks if placed else None
+
+    def marked(self, caller: Callable[[], str]) -> str:
+        """Takes the place of transformers' note of what is between two marks, which joins all that precedes each time."""
+        text = caller()
+        self.marks.append((self.length, self.length + len(text)))
+        self.texts.append(text)
+        return text
 
 
 def plain(value: Any) -> bool:
@@ -52,7 +98,7 @@ def plain(value: Any) -> bool:
 
 
 @lru_cache(maxsize=16)
-def _compiled(text: str) -> Any:
+def _compiled(text: str) -> Template:
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
     environment = _compile_jinja_template(text).environment.overlay()
@@ -82,4 +128,8 @@ def _compiled(text: str) -> Any:
         return call(context, function, *args, **kwargs)
 
     environment.getattr, environment.is_safe_attribute, environment.call = getattr_, safe, call_
-    return environment.from_string(text)
+    found = Template(environment.from_string(text))
+    for extension in environment.extensions.values():
+        if hasattr(extension, "_generation_support"):
+            extension._generation_support = found.marked
+    return found

@@ -56,6 +56,11 @@ class Source:
     def origins(self) -> tuple[tuple[Path | str, ...], ...]:
         return tuple(reader.origin for reader in self.readers)
 
+    @property
+    def countable(self) -> bool:
+        """Whether :meth:`count` costs little beside reading the rows."""
+        return all(reader.countable for reader in self.readers)
+
     def count(self) -> int:
         """Number of rows that :meth:`rows` gives; reads the data."""
         total = sum(reader.count() for reader in self.readers)
@@ -90,8 +95,9 @@ class Source:
         return chosen
 
 
-def open_source(options: DatasetOptions, key: str, seed: int) -> Source:
+def open_source(options: DatasetOptions, key: str, seed: int, streaming: bool = False) -> Source:
     """Find the files, or the Hub data set, that ``options`` names. ``key`` is where the config names it (``datasets[0]``).
+    ``streaming``: what the datasets library would copy first is read as it arrives.
 
     Raises DataError for a missing path or address, a directory without data or with two kinds of them, and a data set that
     cannot be read.
@@ -107,14 +113,14 @@ def open_source(options: DatasetOptions, key: str, seed: int) -> Source:
         if any((path / name).is_file() for name in SAVED):
             return Source((saved(path, options, where),), _size(path), options.samples, seed)
         if has_card(path):
-            return Source((carded(path, options, where),), _size(path), options.samples, seed)
+            return Source((carded(path, options, where, streaming),), _size(path), options.samples, seed)
         files = [on_disk(file, file.relative_to(path).as_posix()) for file in sorted(path.rglob("*")) if file.is_file()]
     elif path.is_file():
         files = [on_disk(path, path.name)]
     elif KINDS.keys() & {path.suffix, *path.suffixes[-2:]} or not HUB_ID.fullmatch(options.path):
         raise DataError("there is no such file or directory", where, f"paths start from {Path.cwd()}")
     else:
-        return Source((hub(options, where),), 0, options.samples, seed)
+        return Source((hub(options, where, streaming),), 0, options.samples, seed)
     readers = _readers(files, str(path), options, where)
     return Source(tuple(readers), sum(file.size for file in files), options.samples, seed)
 

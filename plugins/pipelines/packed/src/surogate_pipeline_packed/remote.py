@@ -73,6 +73,7 @@ def remote_files(address: str, where: str) -> list[Stored]:
     with told(address, where):
         # A new one: an instance that is kept would keep the credentials and listings of its first use.
         system = fsspec.filesystem(scheme, skip_instance_cache=True)
+        _sign_in(system)
         root = system._strip_protocol(address)
         found: dict[str, dict[str, Any]] = system.find(root, detail=True)
     if not found:
@@ -86,6 +87,17 @@ def remote_files(address: str, where: str) -> list[Stored]:
     return files
 
 
+def _sign_in(system: Any) -> None:
+    """Ask for a token once. gcsfs asks again and again for half a minute when it is refused, as it does when a network fails."""
+    refresh = getattr(getattr(system, "credentials", None), "maybe_refresh", None)
+    try:
+        if refresh is not None:
+            refresh()
+    except Exception as error:  # gcsfs's HttpError, or any of Google's
+        if getattr(error, "code", None) in (401, 403):
+            raise
+
+
 def guarded(reader: Reader, address: str, where: str) -> Reader:
     """The same reader, whose failures on the way are told like those of the listing."""
 
@@ -97,7 +109,8 @@ def guarded(reader: Reader, address: str, where: str) -> Reader:
         with told(address, where):
             return reader.count()
 
-    return evolve(reader, raw=raw, count=count)
+    # The number of rows is in a parquet file's footer; of all others it would cost another reading.
+    return evolve(reader, raw=raw, count=count, countable=reader.name.lower().endswith(".parquet"))
 
 
 def _open(system: Any, key: str) -> BinaryIO:

@@ -23,8 +23,8 @@ EMPTY_THINK = "ignore_empty_think"
 NAMES = (*BASES, EMPTY_THINK)
 THINK = r"<think>\s*</think>\s*"
 
-Span = tuple[int, int, float]
-"""Characters [start, stop) of a text, and the weight of predicting the tokens that start in them."""
+Span = tuple[int, int, float, str]
+"""Characters [start, stop) of a text, the weight of predicting the tokens that start in them, and why they weigh that much."""
 
 
 @frozen
@@ -54,13 +54,20 @@ class LossScale:
         """Weight of text that is not the assistant's."""
         return 1.0 if self.base == "all" else 0.0
 
-    def spans(self, text: str, start: int, stop: int, weight: float) -> Iterator[Span]:
-        """Weights of text[start:stop], a stretch of weight ``weight``; later spans prevail."""
-        yield start, stop, weight
+    def matches(self, text: str, start: int, stop: int, weight: float, place: str) -> Iterator[Span]:
+        """What the expressions make of text[start:stop], the ``place``, a stretch of weight ``weight``; later spans prevail."""
         for pattern, factor in self.patterns if weight else ():
             for found in pattern.finditer(text[start:stop]):
                 if found.end() > found.start():
-                    yield start + found.start(), start + found.end(), weight * factor
+                    name = EMPTY_THINK if pattern.pattern == THINK else f"loss_scale pattern {pattern.pattern}"
+                    why = told(weight * factor, place, f"{name}, x{factor:g}")
+                    yield start + found.start(), start + found.end(), weight * factor, why
+
+
+def told(weight: float, what: str, rule: str = "") -> str:
+    """Why a token weighs what it does, for the preview: ``assistant turn 2: trained (default)``."""
+    said = "trained" if weight == 1 else f"trained, weight {weight:g}" if weight else "masked"
+    return f"{what}: {said} ({rule})" if rule else f"{what}: {said}"
 
 
 def valid(instance: object, attribute: Any, value: str) -> None:

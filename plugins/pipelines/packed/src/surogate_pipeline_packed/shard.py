@@ -23,13 +23,15 @@ from surogate_pipeline_packed.part import Part, arrays
 SUFFIX = ".safetensors"
 LEAST_ROWS = 64
 MOST_TOKENS = 4 << 20
+LEAST_TOKENS = 1 << 19
 KINDS: dict[str, np.dtype[Any]] = {"I32": np.dtype("<i4"), "F32": np.dtype("<f4"), "I64": np.dtype("<i8")}
 
 
 def full(start: int, rows: int, tokens: int) -> bool:
     """Whether a shard that starts at row ``start`` has enough. A sixteenth of what precedes it, so that a kill costs little of what
-    was done, and there are few files; and no more tokens than memory takes lightly."""
-    return rows >= max(LEAST_ROWS, start // 16) or tokens >= MOST_TOKENS
+    was done, and there are few files; and no more tokens than memory takes lightly, which of large data, where files would become
+    too many to be mapped, are more."""
+    return rows >= max(LEAST_ROWS, start // 16) or tokens >= min(MOST_TOKENS, max(LEAST_TOKENS, 2 * start))
 
 
 def name(start: int) -> str:

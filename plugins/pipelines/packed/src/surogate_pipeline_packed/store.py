@@ -66,7 +66,8 @@ class Store:
             except OSError as error:
                 self._give_up(error)
         row = tokens = 0
-        known = (lambda: total) if total is not None else self.source.count
+        count = self.source.count if self.source.countable else lambda: None
+        known = count if total is None else lambda: total
         with shown(self.name, kept, known, self.live) as tell:
             counter = Counter(kept, tell)
             for start, part in [*there.items(), (total, None)]:

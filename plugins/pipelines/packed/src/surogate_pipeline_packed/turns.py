@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from attrs import field, frozen
 from jinja2 import TemplateError
 
 from surogate_core.errors import BadRow
-from surogate_pipeline_packed.quick import Quick, quick
+from surogate_pipeline_packed.quick import Marks, Quick, quick
 
 Message = Mapping[str, Any]
 
@@ -32,7 +32,8 @@ class View:
     markers: tuple[str, ...]
     opening: str = ""
     rendered: dict[tuple[int, bool], str] = field(factory=dict)
-    fast: list[Quick | None] = field(factory=list)  # filled once the whole is rendered and parts are asked for
+    fast: list[Quick | None] = field(factory=list)  # filled when first asked for
+    marks: list[Marks | None] = field(factory=list)  # of the whole, filled with ``fast``
 
     def prefix(self, count: int, prompt: bool = False) -> str:
         """The rendering of the first ``count`` messages, kept."""
@@ -62,12 +63,14 @@ class View:
                 raise BadRow("the chat template does not show the reasoning")
 
     def _render(self, messages: Sequence[Message], prompt: bool = False) -> str:
-        whole = self.rendered.get((len(self.messages), False))
-        if whole is not None and not self.fast:
-            self.fast.append(quick(self.tokenizer, self.messages, self.tools, whole))
         try:
-            if self.fast and self.fast[0] is not None:
-                return self.fast[0](messages, prompt)
+            if not self.fast:
+                self.fast.append(quick(self.tokenizer, self.messages, self.tools))
+            if self.fast[0] is not None:
+                text, marks = self.fast[0](messages, prompt)
+                if not self.marks and not prompt and len(messages) == len(self.messages):
+                    self.marks.append(marks)
+                return text
             return self.tokenizer.apply_chat_template(messages, tools=self.tools, tokenize=False, add_generation_prompt=prompt)
         except (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
             raise BadRow(f"the chat template fails: {type(error).__name__}: {str(error)[:100]}") from error
@@ -87,29 +90,38 @@ class View:
         return spans
 
     def _marked(self, whole: str, template: str) -> dict[int, tuple[int, int]]:
+        turns = [i for i, message in enumerate(self.messages) if message.get("role") == "assistant"]
+        marks = self.marks[0] if self.marks else self._marks(whole, template)
+        if marks is None:
+            raise BadRow("the chat template has generation marks in a macro, where their places cannot be told")
+        if len(marks) != len(turns):
+            raise BadRow("another number of generation marks than of assistant messages")
+        spans = {}
+        for i, (start, stop) in zip(turns, marks, strict=True):
+            if not whole.startswith(self.opening, start):
+                raise BadRow("an assistant turn does not start with response_prefix in the chat template's rendering")
+            # Marks may leave out the end-of-turn marker. A marker behind one that they cover is the next message's.
+            length = 0 if whole[start:stop].rstrip().endswith(self.markers) else self._marker(whole, stop)
+            if length and self._header(whole).startswith(whole[stop : stop + length]):
+                length = 0
+            spans[i] = start + len(self.opening), stop + length
+        return spans
+
+    def _marks(self, whole: str, template: str) -> Marks:
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        turns = [i for i, message in enumerate(self.messages) if message.get("role") == "assistant"]
         special = self.tokenizer.special_tokens_map
         texts, marks = render_jinja_template(
             [self.messages], tools=self.tools, chat_template=template, return_assistant_tokens_mask=True, **special
         )
         if texts[0] != whole:
             raise BadRow("the chat template renders otherwise with generation marks")
-        if len(marks[0]) != len(turns):
-            raise BadRow("another number of generation marks than of assistant messages")
-        spans = {}
+        return marks[0]
+
+    def _header(self, whole: str) -> str:
+        """What the generation prompt adds to the whole."""
         prompt = self._prompted(whole)
-        header = prompt[_shared(whole, prompt) :]
-        for i, (start, stop) in zip(turns, marks[0], strict=True):
-            if not whole.startswith(self.opening, start):
-                raise BadRow("an assistant turn does not start with response_prefix in the chat template's rendering")
-            # Marks may leave out the end-of-turn marker. A marker behind one that they cover is the next message's.
-            length = 0 if whole[start:stop].rstrip().endswith(self.markers) else self._marker(whole, stop)
-            if length and header.startswith(whole[stop : stop + length]):
-                length = 0
-            spans[i] = start + len(self.opening), stop + length
-        return spans
+        return prompt[_shared(whole, prompt) :]
 
     def _check_prompt(self, whole: str, i: int) -> None:
         """Without a generation prompt, a turn's header would be taken for its text."""
@@ -193,6 +205,24 @@ class View:
         return max((len(token) for token in self.markers if whole.startswith(token, at)), default=0)
 
 
+def contents(messages: Sequence[Message], whole: str, turns: Mapping[int, tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
+    """(index, start, stop) of the contents of messages other than ``turns`` in ``whole``, as far as they stand there as they are
+    and in order; for descriptions only."""
+    at = 0
+    following = sorted((i, start) for i, (start, _) in turns.items())
+    for i, message in enumerate(messages):
+        if i in turns:
+            at = max(at, turns[i][1])
+            continue
+        said = message.get("content")
+        text = said.strip() if isinstance(said, str) else ""
+        limit = next((start for k, start in following if k > i), len(whole))
+        start = whole.find(text, at, limit) if text else -1
+        if start >= 0:
+            at = start + len(text)
+            yield i, start, at
+
+
 def _shown(text: str, whole: str) -> bool:
     """Whether ``whole`` has this text, as it is or written as JSON, white space around it aside."""
     text = text.strip()
@@ -201,4 +231,11 @@ def _shown(text: str, whole: str) -> bool:
 
 def _shared(one: str, other: str) -> int:
     """Number of characters that both start with."""
-    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
