@@ -144,7 +144,7 @@ def _of_a_run(checkpoint: Path, dtype: Literal["fp32", "bf16"] | None) -> Opened
         import peft
     except ImportError as error:
         raise ModelError("virtual tokens generate through PEFT", where=str(checkpoint), how="pip install peft") from error
-    model: Any = plan.model_source.load({}, {}, device=plan.parallelism.device())
+    model: Any = plan.model_source.load({}, {}, {}, device=plan.parallelism.device())
     _plain_attention(model)
     return Opened(peft.PeftModel.from_pretrained(model, checkpoint).eval(), tokenizer)
 
