@@ -148,6 +148,18 @@ def test_the_first_scale_of_a_tensor_is_bit_for_bit_what_its_history_gives() -> 
         assert module.inverse[W, 0] == first.inverse[0]
 
 
+def test_the_device_is_not_read_once_there_is_a_history() -> None:
+    """Not even where nothing comes back, as in the first layer below adapters."""
+    made = recipe()
+    module, w = layer(made), normal(N, K)
+    for _ in range(2):
+        module(normal(4, K), w, None)
+        step(made, module)
+    read = module._read
+    module(normal(4, K), w, None)
+    assert module._read == read
+
+
 def test_evaluation_leaves_no_trace() -> None:
     made = recipe()
     module, w = layer(made), nn.Parameter(normal(N, K))

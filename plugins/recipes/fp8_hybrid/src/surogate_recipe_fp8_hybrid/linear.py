@@ -125,8 +125,8 @@ class Fp8Linear(nn.Module):
         return self._weight[1]
 
     def _has_history(self, row: int) -> bool:
-        """Reads from the device until all tensors have one, which is after the first step."""
-        if not all(self._known) and self._read != self.scale._version:
+        """Reads from the device until there is one, which is after the first step."""
+        if not self._known[row] and self._read != self.scale._version:
             self._known, self._read = [value > 0 for value in self.scale.tolist()], self.scale._version
         return self._known[row]
 
