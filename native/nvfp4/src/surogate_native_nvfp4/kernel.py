@@ -68,7 +68,7 @@ def quantise_on_gpu(
         _kernels.launch(
             name,
             x.device,
-            (grid_of(*x.shape, square),),
+            (grid_of(x.shape[0], x.shape[1], square),),
             (THREADS,),
             *addresses,
             0 if values is None else values.data_ptr(),
