@@ -15,11 +15,15 @@ import pytest
 from safetensors.numpy import load_file
 from surogate_pipeline_packed import cache, shard, tokenise
 from surogate_pipeline_packed.part import Part, join, part_of
+from surogate_pipeline_packed.pipeline import build
+from surogate_pipeline_packed.plugin import Options
 from surogate_pipeline_packed.read import open_source
+from transformers import AutoTokenizer
 
-from surogate_core.config.options import DatasetOptions
-from surogate_core.contracts import Sample
+from surogate_core.config.options import CoreOptions, DatasetOptions
+from surogate_core.contracts import PipelineContext, Sample
 from surogate_core.errors import BadRow, DataError
+from surogate_core.host import load_host
 
 
 def damage(path: Path, how: str) -> None:
@@ -206,3 +210,26 @@ def test_rows_from_the_middle(tmp_path: Path, samples: int | None) -> None:
     assert len(whole) == source.count() == (samples or 60)
     for start, stop in ((0, 5), (17, 33), (33, None), (36, 37)):
         assert list(source.rows(start, stop)) == whole[start:stop]
+
+
+def test_the_configured_number_of_workers_is_used() -> None:
+    """Whatever the size of the data; without it small data need none."""
+    form = object()
+    for size in (10, 10**9):
+        assert tokenise.workers_for(Options(dataloader_num_workers=3), form, size) == 3  # type: ignore[arg-type]
+        assert tokenise.workers_for(Options(dataloader_num_workers=0), form, size) == 0  # type: ignore[arg-type]
+    assert tokenise.workers_for(Options(), form, 10) == 0  # type: ignore[arg-type]
+    assert tokenise.workers_for(Options(), form, 10**9) == len(os.sched_getaffinity(0))  # type: ignore[arg-type]
+
+
+def test_the_cache_is_where_it_is_told_to_be(tiny: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "texts.jsonl"
+    rows.write_text('{"text": "once upon a time"}\n' * 9)
+    host = load_host()
+    form = host.offer("datasets", "text").options
+    assert form is not None
+    core = CoreOptions(model="m", datasets=[DatasetOptions(path=str(rows), type="text", format_options=form())])
+    context = PipelineContext(config=core, format=lambda name: host.offer("datasets", name))
+    pipeline = build(Options(cache_dir=str(tmp_path / "own"), validation_split_ratio=0.0), context)
+    pipeline.prepare(AutoTokenizer.from_pretrained(tiny), lambda text: None)
+    assert list((tmp_path / "own").glob("tokenised/*/rows-*"))
