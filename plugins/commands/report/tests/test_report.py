@@ -173,7 +173,14 @@ def test_a_directory_without_a_run_is_refused(tmp_path: Path, write: Write) -> N
 
 def test_of_a_real_run(tmp_path: Path, tiny: Path) -> None:
     rows = testing.write_rows(tmp_path / "text.jsonl", [{"text": f"Number {n} and {n + 1}."} for n in range(40)])
-    settings = {"model_dtype": "fp32", "sequence_len": 64, "max_steps": 4, "recompute": False, "dataloader_num_workers": 0}
+    settings = {
+        "model_dtype": "fp32",
+        "sequence_len": 64,
+        "max_steps": 4,
+        "save_steps": 2,
+        "recompute": False,
+        "dataloader_num_workers": 0,
+    }
     config = {
         "model": str(tiny),
         "output_dir": str(tmp_path / "out"),
@@ -185,6 +192,9 @@ def test_of_a_real_run(tmp_path: Path, tiny: Path) -> None:
     assert done.exit_code == 0, done.output
     run = data_of(Page((summary.output_dir / "report.html").read_text()))["runs"][0]
     assert {name for name, _ in run["parts"]} >= {"data", "forward", "backward", "optimizer", "record"}
+    lines = map(json.loads, (summary.output_dir / "metrics.jsonl").read_text().splitlines())
+    saves = [record["ms"].get("save", 0.0) for record in lines if record["kind"] == "step"]
+    assert dict(run["parts"]).get("save", 0.0) == pytest.approx(sum(saves) / 4, rel=1e-4)  # a mean over all steps
     assert run["curves"]["memory"]["y"][0] > 1e6
     assert ["max_steps", "4", "mapping"] in run["config"]
     assert {name for name, _ in run["observers"]} >= {"surogate-logger-console", "surogate-observer-diagnostics"}

@@ -112,7 +112,7 @@
       for (const { run, i, c } of parts) {
         if (c.lo) {
           const up = c.x.map((x, k) => `${X(x).toFixed(1)},${Y(c.hi[k]).toFixed(1)}`), down = c.x.map((x, k) => `${X(x).toFixed(1)},${Y(c.lo[k]).toFixed(1)}`).reverse();
-          inside.append(svg("polygon", { points: [...up, ...down].join(" "), fill: color(i), opacity: 0.22 }));
+          inside.append(svg("polygon", { points: [...up, ...down].join(" "), fill: color(i), opacity: 0.25, stroke: color(i), "stroke-width": 0.5 }));
         }
         inside.append(svg("polyline", { points: c.x.map((x, k) => `${X(x).toFixed(1)},${Y(c.y[k]).toFixed(1)}`).join(" "), fill: "none", stroke: color(i), "stroke-width": c.x.length > 300 ? 1.3 : 1.7, "stroke-linejoin": "round" }));
         if (name === "loss") {
@@ -194,7 +194,7 @@
     const box = section("Phases, advice and decisions", true);
     box.append(table(["#step", "what", "why", ...(runs.length > 1 ? ["run"] : [])], happened.map(event => [
       event.step.toLocaleString("en"),
-      el("span", { class: "tag" }, event.kind === "decision" ? (event.stop ? "stop" : `rate × ${round(event.scale_lr ?? 1)}`) : event.advice ? "advice" : "phase"),
+      el("span", { class: "tag" }, event.kind === "decision" ? (event.stop ? "stop" : `rate × ${round(event.scale_lr ?? 1)}`) : event.advice ? "advice" : event.phase ? "phase" : "note"),
       event.text + (event.owner ? ` — ${event.owner}` : ""), ...(runs.length > 1 ? [el("span", {}, ...named(event.i))] : [])])));
     runs.forEach(run => { if (run.more_events) box.append(el("p", { class: "soft" }, `${run.name}: ${run.more_events} more in metrics.jsonl`)); });
   }

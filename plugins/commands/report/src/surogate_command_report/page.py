@@ -126,11 +126,9 @@ def _seconds(run: Run) -> list[list[Any]]:
 
 def _parts(run: Run) -> list[list[Any]]:
     """Mean milliseconds a step by part, of ``debug_time_breakdown``."""
-    means = []
-    for name, values in run.columns.items():
-        held = [value for value in values if value is not None]
-        if name.startswith("ms/") and held:
-            means.append([name.removeprefix("ms/"), short(sum(held) / len(held))])
+    timed = {name.removeprefix("ms/"): values for name, values in run.columns.items() if name.startswith("ms/")}
+    steps = sum(any(value is not None for value in row) for row in zip(*timed.values(), strict=True))
+    means = [[name, short(sum(value or 0.0 for value in values) / steps)] for name, values in timed.items()] if steps else []
     return means
 
 

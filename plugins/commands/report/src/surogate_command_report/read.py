@@ -77,7 +77,9 @@ def _take(run: Run, record: Mapping[str, Any]) -> None:
     elif kind in ("decision", "checkpoint") or (kind == "notice" and "step" in record):
         text = {"decision": "reason", "checkpoint": "path", "notice": "text"}[kind]
         event = {"step": record["step"], "kind": kind, "text": str(record.get(text, ""))}
-        run.events.append({**event, **{key: record[key] for key in ("owner", "stop", "scale_lr", "advice") if key in record}})
+        run.events.append(
+            {**event, **{key: record[key] for key in ("owner", "stop", "scale_lr", "advice", "phase") if key in record}}
+        )
     elif kind == "notice":
         run.notices.append(str(record.get("text", "")))
 
