@@ -8,6 +8,7 @@ import subprocess
 import sys
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from surogate_pipeline_packed.jsontext import Elements
@@ -362,3 +363,14 @@ def test_a_stream_has_a_lasting_name(carded: tuple[Path, list[dict]]) -> None:
     assert origin() != one
     with pytest.raises(DataError, match="the directory cannot be read as its card"):
         origin(split="test")
+
+
+def test_a_run_streams_as_its_option_says(place: Any, carded: tuple[Path, list[dict]], tmp_path: Path) -> None:
+    root, _ = carded
+    copied = []
+    for streaming in (True, False):
+        prepared = place.prepare(path=str(root), type="text", samples=20, sequence_len=4096, streaming=streaming)
+        assert prepared.ledger.rows_read == 20
+        copied.append(sum(path.stat().st_size for path in (tmp_path / "library").rglob("*") if path.is_file()))
+    assert copied[0] < 100_000
+    assert copied[1] > 6_000_000
