@@ -146,7 +146,7 @@ def test_no_unpacked_weight_outlives_its_layer(
     """Counted by weak references to all that is unpacked. A recipe that would keep its copy of a weight, in its module or for the
     backward pass, keeps no byte more than plain products do."""
     kept = {}
-    for recipe in ("bf16", "nvfp4"):
+    for recipe in ("bf16", "nvfp4", "fp8_hybrid"):
         changes = {"model": str(wide), "model_dtype": "bf16", "recipe": recipe, "recipe_backend": "emulated"}
         plan = plan_of({**base, **FORMATS[name], **changes})
         trainee = build(plan)
@@ -172,10 +172,11 @@ def test_no_unpacked_weight_outlives_its_layer(
         assert most[0] == 1
         monkeypatch.undo()
     assert kept["nvfp4"] == pytest.approx(kept["bf16"], rel=0.01)
+    assert kept["fp8_hybrid"] == pytest.approx(kept["bf16"], rel=0.01)
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("recipe", ["nvfp4", "nvfp4_quartet"])
+@pytest.mark.parametrize("recipe", ["nvfp4", "nvfp4_quartet", "fp8_hybrid"])
 def test_a_recipe_computes_with_the_unpacked_weights(recipe: str, recompute: bool, base: dict[str, Any]) -> None:
     """Loss and adapter gradients of one batch, on a quantised base and on a plain one that holds the values unpacked from it."""
     changes = {"recipe": recipe, "recipe_backend": "emulated", "recompute": recompute, "lora_dropout": 0.0}

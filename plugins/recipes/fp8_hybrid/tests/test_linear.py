@@ -141,7 +141,7 @@ def test_the_first_scale_of_a_tensor_is_bit_for_bit_what_its_history_gives() -> 
     """So that a frozen weight, quantised in the first step, is the one that a continued run quantises from its history."""
     for seed in range(40):
         made = recipe()
-        module, w = layer(made), normal(N, K, seed=seed).bfloat16()
+        module, w = layer(made), nn.Parameter(normal(N, K, seed=seed).bfloat16(), requires_grad=False)
         module(normal(4, K).bfloat16(), w, None)
         first = module.quantised_weight(w)
         step(made, module)
