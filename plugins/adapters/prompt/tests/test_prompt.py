@@ -188,3 +188,16 @@ def test_what_cannot_be_is_refused(config: dict[str, Any], tmp_path: Path) -> No
         prompt.delta(trainee.adapters["virtual_tokens"])
     assert plan.adapter.claim(plan.sites[0])
     assert models.list_sites(trainee.model)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_long_rows_see_the_virtual_tokens_too(kind: str, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU rows above a length are computed document by document, which knows of no shared tokens."""
+    from surogate_model_transformers import attention
+
+    _, trainee = prepared({**config, "adapter": kind})
+    given = torch.arange(1, 21)[None], torch.arange(20)[None] % 10, torch.arange(20)[None] // 10
+    with torch.no_grad():
+        short = attention.hidden_states(trainee.model.eval(), *given)
+        monkeypatch.setattr(attention, "LONG_ROW", 4)
+        assert torch.equal(attention.hidden_states(trainee.model, *given), short)

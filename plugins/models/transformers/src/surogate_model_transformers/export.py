@@ -12,16 +12,16 @@ from surogate_model_transformers.slots import slot_names
 SHARD_SIZE = "5GB"
 
 
-def save_model(model: Any, tokenizer: Any, directory: str | Path, *, shard_size: str = SHARD_SIZE) -> None:
+def save_model(model: Any, tokenizer: Any, directory: str | Path, *, shard_size: str | None = None) -> None:
     """Write the model without what fills its slots, in the dtype it computes in, and the tokenizer (None to leave it out) with
-    its chat template. Weights above ``shard_size`` are sharded. Raises SaveFailed when the files cannot be written."""
+    its chat template. Weights above ``shard_size`` (5 GB) are sharded. Raises SaveFailed when the files cannot be written."""
     directory = Path(directory)
     left_out = slot_names(model)
     state = {name: tensor for name, tensor in model.state_dict().items() if name not in left_out}
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with quiet():
-            model.save_pretrained(directory, state_dict=state, max_shard_size=shard_size)
+            model.save_pretrained(directory, state_dict=state, max_shard_size=shard_size or SHARD_SIZE)
             if tokenizer is not None:
                 tokenizer.save_pretrained(directory)
     except OSError as error:
