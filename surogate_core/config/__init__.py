@@ -13,6 +13,7 @@ from attrs import field, frozen
 from surogate_core.config.catalogue import CHOSEN_BY, Catalogue, Key, catalogue
 from surogate_core.config.checks import findings, frozen_in
 from surogate_core.config.options import CoreOptions, DatasetOptions
+from surogate_core.config.recommended import recommend
 from surogate_core.config.resolve import Reading, tables
 from surogate_core.config.sources import LISTS, expand, flatten, overlay, override, read_file
 from surogate_core.errors import ConfigError, PluginError, Problem
@@ -112,6 +113,8 @@ def _build(reading: Reading, path: Path | None, arguments: tuple[str, ...], need
         flat[root] = _datasets(reading, root, origins, owners)
     _names(reading, flat)
     _task(reading, flat, origins)
+    if flat["apply_recommended_values"]:
+        recommend(reading, flat, origins)
     made = {cls: _construct(reading, cls, [k for k in known.keys.values() if k.options is cls], flat) for cls in known.classes}
     core = made.pop(CoreOptions)
     on = [key for key in known.switches.values() if flat[key]]

@@ -43,6 +43,13 @@ class CoreOptions:
             "`pt` trains all weights on text, `sft` fine-tunes. Unset: `pt` if all data sets are text and `lora` is not set."
         ),
     )
+    apply_recommended_values: bool = field(
+        default=False,
+        metadata=doc(
+            "For keys that are not set: `max_grad_norm` 1.0, `warmup_ratio` 0.03, `lr_scheduler_type` cosine, and with `lora` "
+            "`weight_decay` 0.01. Each change is told."
+        ),
+    )
     run_name: str | None = field(default=None, metadata=doc("Name of the run. Unset: the model's name and the time of the start."))
     output_dir: str = field(default="output", metadata=doc("Directory for metrics, configuration and checkpoints."))
     checkpoint_dir: str | None = field(default=None, metadata=doc("Directory for checkpoints. Unset: `output_dir`."))

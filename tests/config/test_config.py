@@ -268,3 +268,23 @@ def test_every_example_of_the_reference_is_accepted(host: Host, shared_data: Pat
         else:
             config = load(path, host, needed)
             assert any("tabs" in text for text in config.notices) == ("\n\t" in example)
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_recommended_values_are_for_keys_that_are_not_set(host: Host, lora: bool) -> None:
+    """decisions: clipping at 1.0, warmup of 3 %, cosine, and a weight decay of 0.01 with LoRA."""
+    plain = load({**MINIMAL, "lora": lora}, host)
+    config = load({**MINIMAL, "lora": lora, "apply_recommended_values": True}, host)
+    wanted = {"max_grad_norm": 1.0, "warmup_ratio": 0.03, "lr_scheduler_type": "cosine", **({"weight_decay": 0.01} if lora else {})}
+    changed = {key: value for key, value in config.resolved().items() if plain.resolved()[key] != value}
+    assert changed == {**wanted, "apply_recommended_values": True}
+    assert {key for key, origin in config.origins.items() if origin == "recommended"} == set(wanted)
+    assert len([notice for notice in config.notices if "is recommended" in notice]) == len(wanted)
+
+
+def test_what_is_set_is_left_alone(host: Host) -> None:
+    given = {"max_grad_norm": 0.0, "warmup_steps": 7, "lr_scheduler_type": "linear", "weight_decay": 0.1}
+    config = load({**MINIMAL, **given, "apply_recommended_values": True}, host)
+    assert {key: config.resolved()[key] for key in given} == given
+    assert config.core.warmup_ratio == 0.0
+    assert not [notice for notice in config.notices if "recommended" in notice]
