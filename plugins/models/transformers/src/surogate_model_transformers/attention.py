@@ -41,10 +41,11 @@ class Documents(NamedTuple):
     calls: list[tuple[int, bool]] | None = None
 
 
-def hidden_states(model: Any, input_ids: Tensor, position_ids: Tensor, document_ids: Tensor) -> Tensor:
-    """(B, S, H): the decoder's output after its last norm, for packed rows. Inputs are (B, S)."""
+def hidden_states(model: Any, input_ids: Tensor, position_ids: Tensor, document_ids: Tensor, **images: Tensor) -> Tensor:
+    """(B, S, H): the decoder's output after its last norm, for packed rows. Inputs are (B, S); ``position_ids`` are (3, B, S) where
+    there are ``images``, the model's inputs of these names."""
     documents = documents_of(model, document_ids)
-    return _decode(model, input_ids, position_ids, documents)
+    return _decode(model, input_ids, position_ids, documents, **images)
 
 
 def documents_of(model: Any, document_ids: Tensor) -> Documents:
@@ -137,9 +138,10 @@ def _by_document(ids: Tensor) -> bool:
     return ids.device.type == "cpu" and ids.shape[1] >= LONG_ROW
 
 
-def _decode(model: Any, input_ids: Tensor, position_ids: Tensor, documents: Documents) -> Tensor:
+def _decode(model: Any, input_ids: Tensor, position_ids: Tensor, documents: Documents, **images: Tensor) -> Tensor:
     decoder = getattr(model, model.base_model_prefix)
-    return decoder(input_ids=input_ids, position_ids=position_ids, use_cache=False, documents=documents).last_hidden_state
+    given = {"input_ids": input_ids, "position_ids": position_ids, **images}
+    return decoder(**given, use_cache=False, documents=documents).last_hidden_state
 
 
 @torch.no_grad()

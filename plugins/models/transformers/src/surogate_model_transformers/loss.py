@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from surogate_model_transformers.attention import documents_of, hidden_states
+from surogate_model_transformers.vision import model_inputs
 
 CHUNK_BYTES = 1 << 24
 """Bytes of the float32 logits of one chunk on the CPU; smaller ones cost a pass over the head's gradient each. A GPU takes
@@ -23,13 +24,13 @@ CHUNK_BYTES_GPU = 1 << 30
 
 def run_hidden(model: Any, batch: Any) -> Tensor:
     """(B, S, H) last hidden states of a :class:`~surogate_pipeline_packed.Batch`, documents isolated."""
-    return hidden_states(model, batch.input_ids, batch.position_ids, batch.document_ids)
+    return hidden_states(model, input_ids=batch.input_ids, document_ids=batch.document_ids, **model_inputs(model, batch))
 
 
 def logits(model: Any, batch: Any) -> Tensor:
     """(B, S, V), through the model's own forward. For tests and evaluation by hand: it holds all of them."""
     documents = documents_of(model, batch.document_ids)
-    return model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, documents=documents).logits
+    return model(input_ids=batch.input_ids, **model_inputs(model, batch), use_cache=False, documents=documents).logits
 
 
 def batch_loss(model: Any, batch: Any) -> Tensor:

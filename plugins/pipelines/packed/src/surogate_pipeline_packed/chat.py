@@ -29,6 +29,7 @@ from surogate_core.contracts import Sample
 from surogate_core.errors import BadRow, DataError
 from surogate_pipeline_packed.agents import AGENTS
 from surogate_pipeline_packed.heads import encoded
+from surogate_pipeline_packed.images.sight import Sight, look
 from surogate_pipeline_packed.plugin import Options
 from surogate_pipeline_packed.scale import LossScale, Span
 from surogate_pipeline_packed.turns import Message, View
@@ -60,10 +61,11 @@ class Renderer:
     tokenizer: Any
     own: Options
     scale: LossScale
+    sight: Sight | None = None
 
     @classmethod
-    def of(cls, own: Options, tokenizer: Any) -> Renderer:
-        return cls(tokenizer, own, LossScale.of(own.loss_scale))
+    def of(cls, own: Options, tokenizer: Any, sight: Sight | None = None) -> Renderer:
+        return cls(tokenizer, own, LossScale.of(own.loss_scale), sight)
 
     def check(self) -> None:
         """Raises DataError when the tokenizer cannot render conversations."""
@@ -86,6 +88,7 @@ class Renderer:
         self.check()
         if not messages:
             raise BadRow("no messages")
+        messages, pictures = look(messages, self.sight, self.own)
         if self.own.system is not None and messages[0].get("role") != "system":
             messages = [{"role": "system", "content": self.own.system}, *messages]
         if self.own.agent_template:
@@ -107,7 +110,7 @@ class Renderer:
         sample = weigh(self.tokenizer, whole, spans, kind, "assistant text")
         if opening:
             self._check_openings(whole, [start for start, _, weight in spans if weight and whole.endswith(opening, 0, start)])
-        return sample
+        return self.sight.expanded(sample, pictures) if self.sight is not None else sample
 
     def _check_openings(self, text: str, answers: Sequence[int]) -> None:
         """Answers whose first token begins in ``response_prefix``: the model never writes such a token behind it."""

@@ -17,6 +17,8 @@ import numpy as np
 from attrs import frozen
 from numpy.typing import NDArray
 
+from surogate_pipeline_packed.images.table import Gallery
+
 Ints = NDArray[np.int64]
 
 
@@ -85,12 +87,14 @@ class Corpus:
     pieces   int64 (P, 3): start, stop, end. tokens[start:stop] is placed in a row; if stop < end the sample goes on, and
              tokens[stop] is the label of the piece's last position
     sources  (P,) names of the pieces, shown when a step fails
+    images   those in the pieces, None where there are none
     """
 
     tokens: NDArray[np.int32] | Joined
     weights: NDArray[np.float32] | Joined
     pieces: Ints
     sources: Sequence[str]
+    images: Gallery | None = None
 
     def __len__(self) -> int:
         return len(self.pieces)
@@ -107,14 +111,13 @@ class Corpus:
 
     def take(self, which: Ints) -> Corpus:
         """The same tokens with a part of the pieces; sources stay lazy."""
-        sources = self.sources
-        if isinstance(sources, Sources):
-            return Corpus(self.tokens, self.weights, self.pieces[which], Sources(sources.files, sources.places[which]))
-        return Corpus(self.tokens, self.weights, self.pieces[which], [sources[i] for i in which])
+        all_ = self.sources
+        sources = Sources(all_.files, all_.places[which]) if isinstance(all_, Sources) else [all_[i] for i in which]
+        return Corpus(self.tokens, self.weights, self.pieces[which], sources, self.images)
 
     def fingerprint(self) -> str:
         """BLAKE2b of what is trained on, 32 hexadecimal digits: lengths of pieces, whether they go on, and their tokens, weights
-        and last labels, in order. The same on every machine, and wherever the tokens lie."""
+        and last labels, and the images in them, in order. The same on every machine, and wherever the tokens lie."""
         digest = hashlib.blake2b(digest_size=16)
         starts, stops, ends = self.pieces.T
         for numbers in (stops - starts, ends > stops):
@@ -127,6 +130,8 @@ class Corpus:
             for start, end in runs:
                 for at in range(start, end, BLOCK):
                     digest.update(np.ascontiguousarray(array[at : min(at + BLOCK, end)], dtype=kind).data)
+        if self.images is not None:
+            digest.update(self.images.digests(self.pieces))
         return digest.hexdigest()
 
 

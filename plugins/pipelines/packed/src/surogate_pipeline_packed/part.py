@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from surogate_core.contracts import Sample
 from surogate_core.errors import BadRow
+from surogate_pipeline_packed.images.table import NO_BYTES, NONE, moved, table_of
 
 Ints = NDArray[np.int64]
 FILE, NUMBER, COUNT, REASON = range(4)
@@ -31,6 +32,7 @@ class Part:
     rows     int64 (R, 4): file, number in it from 1, number of samples, and the index of the reason in ``words`` why the row cannot
              be used (-1: it can)
     words    the texts that the columns name
+    images   int64 (I, 13) and ``blob`` uint8: the images in the samples, see images/table.py
     """
 
     tokens: NDArray[np.int32]
@@ -38,6 +40,13 @@ class Part:
     samples: Ints
     rows: Ints
     words: tuple[str, ...]
+    images: Ints = NONE
+    blob: NDArray[np.uint8] = NO_BYTES
+
+    @property
+    def size(self) -> int:
+        """How much it is, in tokens of eight bytes."""
+        return len(self.tokens) + len(self.blob) // 8
 
 
 class Words(dict[str, int]):
@@ -52,6 +61,7 @@ def part_of(results: Sequence[tuple[int, int, Sequence[Sample] | BadRow]]) -> Pa
     """(file, number, samples or why there are none) of each row → their part."""
     words = Words()
     rows, samples, tokens, weights = [], [], [np.zeros(0, np.int32)], [np.zeros(0, np.float32)]
+    pictures, base = [], 0
     for file, number, result in results:
         if isinstance(result, BadRow):
             rows.append((file, number, 0, words[result.reason]))
@@ -59,11 +69,14 @@ def part_of(results: Sequence[tuple[int, int, Sequence[Sample] | BadRow]]) -> Pa
         rows.append((file, number, len(result), -1))
         for sample in result:
             samples.append((len(sample.input_ids), words[sample.kind], words[sample.marker]))
+            pictures += [(base, picture) for picture in sample.images]
+            base += len(sample.input_ids)
             tokens.append(np.asarray(sample.input_ids, dtype=np.int32))
             weight = np.array(sample.weights, dtype=np.float32)
             weight[:1] = 0  # nothing precedes the first token
             weights.append(weight)
-    return Part(np.concatenate(tokens), np.concatenate(weights), _table(samples, 3), _table(rows, 4), tuple(words))
+    flat = np.concatenate(tokens), np.concatenate(weights), _table(samples, 3), _table(rows, 4)
+    return Part(*flat, tuple(words), *table_of(pictures))
 
 
 def join(parts: Sequence[Part]) -> Part:
@@ -71,8 +84,11 @@ def join(parts: Sequence[Part]) -> Part:
     if len(parts) == 1:
         return parts[0]
     words = Words()
-    samples, rows = [], []
+    samples, rows, images = [], [], []
+    tokens = blob = 0
     for part in parts:
+        images.append(moved(part.images, tokens, blob))
+        tokens, blob = tokens + len(part.tokens), blob + len(part.blob)
         places = np.array([words[word] for word in part.words] + [-1], dtype=np.int64)  # -1 stays -1
         samples.append(np.column_stack([part.samples[:, LENGTH], places[part.samples[:, KIND]], places[part.samples[:, MARKER]]]))
         rows.append(np.column_stack([part.rows[:, :REASON], places[part.rows[:, REASON]]]))
@@ -82,12 +98,15 @@ def join(parts: Sequence[Part]) -> Part:
         np.concatenate(samples),
         np.concatenate(rows),
         tuple(words),
+        np.concatenate(images),
+        np.concatenate([part.blob for part in parts]),
     )
 
 
 def arrays(part: Part) -> Mapping[str, NDArray[Any]]:
-    """The columns by name, in the order in which they are stored."""
-    return {name: getattr(part, name) for name in ("tokens", "weights", "samples", "rows")}
+    """The columns by name, in the order in which they are stored. Those of images are there where there are images."""
+    names = ("tokens", "weights", "samples", "rows", *(("images", "blob") if len(part.images) else ()))
+    return {name: getattr(part, name) for name in names}
 
 
 def _table(rows: Sequence[tuple[int, ...]], width: int) -> Ints:
