@@ -43,7 +43,7 @@ def merge(
         model.to(written)
     model.config.dtype = written
     own_tokenizer = adapter if (adapter / "tokenizer_config.json").is_file() else None
-    tokenizer = models.load_tokenizer(settings, own_tokenizer)
+    tokenizer = models.load_processor(settings, own_tokenizer) or models.load_tokenizer(settings, own_tokenizer)
     _write(model, tokenizer, output)
 
 

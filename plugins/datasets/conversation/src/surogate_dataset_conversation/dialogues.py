@@ -2,8 +2,9 @@
 
 ShareGPT's ``from`` and ``value`` and its role names are translated, a function call becomes ``tool_calls`` of the assistant,
 arguments that are JSON strings are parsed, ``content`` may be null beside tool calls or a list of parts (those of images are in
-pictures.py), and a tool's result may be an object, which is written as JSON. What the assistant thought may be called ``reasoning_content``, ``reasoning``,
-``thinking``, or be a part of its content; thoughts between ``<think>`` tags stay in the content, where templates look for them.
+pictures.py), and a tool's result may be an object, which is written as JSON. What the assistant thought may be called
+``reasoning_content``, ``reasoning``, ``thinking``, or be a part of its content; thoughts between ``<think>`` tags stay in the
+content, where templates look for them.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ class Transformers:
         return Outline(model_type=self.hf_config.model_type, sites=sites.list_sites(skeleton), skeleton=skeleton)
 
     def tokenizer(self) -> Any:
-        return vision.load_processor(self.hf_config, self.settings) or config.load_tokenizer(self.settings)
+        return vision.load_processor(self.settings) or config.load_tokenizer(self.settings)
 
     def load(
         self,

@@ -3,8 +3,8 @@
 The image processor is the PIL one: torchvision, which the others need, does not load beside a CPU torch. transformers' own
 processor classes also want a video processor, which needs torchvision; so a processor here is a record of what is used.
 
-Supported are families that cut an image into a grid of patches (``pixel_values`` with ``image_grid_thw``) and have one token for each
-merged patch, as the Qwen-VL families do. Their rotary positions (mRoPE, arXiv 2409.12191, section 2.1) are counted by the
+Supported are families that cut an image into a grid of patches (``pixel_values`` with ``image_grid_thw``) and have one token for
+each merged patch, as the Qwen-VL families do. Their rotary positions (mRoPE, arXiv 2409.12191, section 2.1) are counted by the
 model's own ``get_rope_index``, document by document, so that a document has the positions that it has alone.
 """
 
@@ -19,7 +19,7 @@ from attrs import frozen
 from torch import Tensor
 
 from surogate_core.errors import ModelError
-from surogate_model_transformers.config import fetch, first_line, load_tokenizer
+from surogate_model_transformers.config import fetch, first_line, load_tokenizer, read_config
 from surogate_model_transformers.packed import documents
 from surogate_model_transformers.plugin import Settings
 
@@ -53,13 +53,17 @@ def has_vision(hf_config: Any) -> bool:
     return getattr(hf_config, "vision_config", None) is not None
 
 
-def load_processor(hf_config: Any, settings: Settings) -> Processor | None:
-    """The processor of ``model``; None where it takes no images, or none that are supported: then it can be trained on text.
+def load_processor(settings: Settings, tokenizer: str | Path | None = None) -> Processor | None:
+    """The processor of ``model``; None where it takes no images, or none that are supported: then it can be trained on text. Its
+    tokenizer is that of the directory ``tokenizer``, if one is given.
 
     Raises ModelError when the files of the processor cannot be used."""
     directory = fetch(settings)
+    if not (directory / FILE).is_file() or not (directory / "config.json").is_file():
+        return None
+    hf_config = read_config(settings)
     token = getattr(hf_config, "image_token_id", None)
-    if not has_vision(hf_config) or token is None or not (directory / FILE).is_file():
+    if not has_vision(hf_config) or token is None:
         return None
     from transformers import AutoImageProcessor
 
@@ -74,7 +78,7 @@ def load_processor(hf_config: Any, settings: Settings) -> Processor | None:
         return None
     markers = tuple(found for name in MARKERS if (found := getattr(hf_config, name, None)) is not None)
     files = tuple(directory / name for name in FILES if (directory / name).is_file())
-    return Processor(load_tokenizer(settings), made, token, markers, files)
+    return Processor(load_tokenizer(settings, tokenizer), made, token, markers, files)
 
 
 def decoder_name(model: Any) -> str:

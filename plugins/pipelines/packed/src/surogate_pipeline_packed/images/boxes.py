@@ -3,8 +3,8 @@
 norm1000  thousandths of the image's width and height, as Qwen3-VL and InternVL have it
 none      pixels of the image as the model gets it: after it was resized, as Qwen2.5-VL has it
 
-Data say by ``bbox_type`` which coordinates they hold: ``real`` (pixels of the image as it is stored) or ``norm1`` (0 to 1). These are
-the names of ms-swift's custom data sets.
+Data say by ``bbox_type`` which coordinates they hold: ``real`` (pixels of the image as it is stored) or ``norm1`` (0 to 1). These
+are the names of ms-swift's custom data sets.
 """
 
 from __future__ import annotations

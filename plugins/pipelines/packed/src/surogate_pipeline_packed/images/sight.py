@@ -29,9 +29,13 @@ Grid = tuple[int, int, int]
 
 @frozen(eq=False)
 class Picture:
-    """An image of a sample. ``start`` to ``stop`` are its tokens, with the markers around it; ``grid`` its patches in time, height and
-    width; ``size`` width and height as it is stored. ``pixels`` (T·H·W, values a patch) float32 are what the model gets, None where
-    they are computed when they are needed."""
+    """An image of a sample.
+
+    start, stop  its tokens, with the markers around it
+    grid         its patches in time, height and width
+    size         width and height as it is stored
+    pixels       (T·H·W, values a patch) float32, what the model gets; None where it is computed when it is needed
+    """
 
     encoded: Encoded
     grid: Grid

@@ -27,8 +27,8 @@ KEYS = ("bytes", "image", "path", "url", "image_url")
 
 @frozen
 class Encoded:
-    """The bytes of an image. ``path``, ``size`` and ``mtime`` (ns) are of the file that they were read from; "" and 0 for bytes that the
-    row has."""
+    """The bytes of an image. ``path``, ``size`` and ``mtime`` (ns) are of the file that they were read from; "" and 0 for bytes in
+    the row."""
 
     data: bytes
     path: str = ""
@@ -37,8 +37,8 @@ class Encoded:
 
 
 def read(value: Any, roots: Sequence[Path]) -> Encoded:
-    """The bytes of an image: bytes, a PIL image, a path (from the first of ``roots`` that has it), ``file://``, a data URL, or an object
-    with one of these. Raises BadRow."""
+    """The bytes of an image: bytes, a PIL image, a path (from the first of ``roots`` that has it), ``file://``, a data URL, or an
+    object with one of these. Raises BadRow."""
     if isinstance(value, bytes | bytearray | memoryview):
         return Encoded(bytes(value))
     if isinstance(value, Mapping):

@@ -106,8 +106,11 @@ class Gallery:
         grid = np.stack([row[TIME : WIDTH + 1] for row in rows])
         return {"pixel_values": torch.from_numpy(values), "image_grid_thw": torch.from_numpy(grid)}
 
+    def _bytes(self, start: int, stop: int) -> bytes:
+        return bytes(self.blob[int(start) : int(stop)]) if stop > start else b""
+
     def _pixels(self, row: Ints) -> NDArray[np.float32]:
-        path, kept = _text(self.blob[row[AT] : row[NAMED]]), bytes(self.blob[row[NAMED] : row[END]])
+        path, kept = _text(self._bytes(row[AT], row[NAMED])), self._bytes(row[NAMED], row[END])
         grid = tuple(row[TIME : WIDTH + 1].tolist())
         if row[AHEAD]:
             return np.frombuffer(kept, dtype="<f4").reshape(int(np.prod(grid)), -1)
