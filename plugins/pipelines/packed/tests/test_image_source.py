@@ -144,3 +144,10 @@ def test_relative_paths_start_from_the_data_then_from_the_working_directory(eyes
     (eyes.directory / "a.png").write_bytes(png(16, 16))
     (work / "a.png").write_bytes(png(8, 8, "blue"))
     assert eyes.ids(rows)[0].count(261) == 4
+    (eyes.directory / "a.png").unlink()
+    other = eyes.directory / "other"
+    other.mkdir()
+    (other / "a.png").write_bytes(png(24, 8))
+    eyes.ids(rows)
+    monkeypatch.chdir(other)  # what was kept from the other directory is not taken for this one
+    assert eyes.ids(rows)[0].count(261) == 3
