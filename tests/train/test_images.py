@@ -14,6 +14,7 @@ import torch
 import transformers
 from PIL import Image
 from safetensors.torch import load_file
+from surogate_adapter_lora.merge import merge
 from surogate_model_transformers.testing import tiny_vision_model
 
 from surogate_core import testing
@@ -115,6 +116,8 @@ def test_an_adapter_trains_and_ahead_and_on_the_fly_give_equal_losses(run: Run) 
     assert names
     assert all("language_model" in name for name in names)  # the vision tower is frozen
     assert (one.checkpoint / "preprocessor_config.json").is_file()
+    merge(None, one.checkpoint, one.output_dir / "merged")
+    assert (one.output_dir / "merged" / "preprocessor_config.json").is_file()
 
 
 def test_a_run_continues_with_the_same_bits_and_not_with_other_images(run: Run, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,22 @@ from typing import Any
 import attrs
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
+from surogate_pipeline_packed.commands.tokenize import tokenize
+from surogate_pipeline_packed.images.sight import Picture
+from surogate_pipeline_packed.images.source import Encoded
 from surogate_pipeline_packed.images.testing import IMAGE, Eyes, asked, image, png, text
+from surogate_pipeline_packed.part import arrays, join, part_of
 
+from surogate_core.contracts import Sample
 from surogate_core.errors import DataError
+from surogate_core.testing import write_rows
 
 COLOURS = ("red", "green", "blue", "white", "black", "yellow")
 
 
-def rows_of(eyes: Eyes, count: int = 24) -> list[dict[str, Any]]:
+def rows_of(eyes: Eyes, count: int = 72) -> list[dict[str, Any]]:
     """Rows with no, one and two images; files and bytes in the row; each image with noise of its own."""
     random = np.random.default_rng(5)
     rows = []
@@ -53,7 +61,7 @@ def test_each_row_has_its_images_in_order(options: dict[str, Any], eyes: Eyes) -
         assert np.array_equal(batch.inputs["image_grid_thw"], expected["image_grid_thw"])
         assert int((batch.input_ids == IMAGE).sum()) == int(expected["image_grid_thw"].prod(-1).sum()) // 4
         seen += len(names)
-    assert seen == 24 == data.ledger["images"]["kept"]
+    assert seen == 72 == data.ledger["images"]["kept"]  # in two shards
     assert corpus.images is not None
 
 
@@ -68,6 +76,25 @@ def test_ahead_and_on_the_fly_give_equal_batches_with_any_number_of_workers(eyes
                 assert np.array_equal(getattr(one, field), getattr(other, field))
         assert one.inputs.keys() == other.inputs.keys()
         assert all(np.array_equal(one.inputs[name], other.inputs[name]) for name in one.inputs)
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_parts_that_are_joined_are_the_part_of_all_rows(ahead: bool) -> None:
+    def picture(i: int) -> Picture:
+        kept = np.full((4, 6), i, dtype=np.float32) if ahead else None
+        path = "" if i % 2 else f"/images/{i}"
+        return Picture(Encoded(bytes([i] * i), path, i, i), (1, 2, 2), (8, 8), kept, start=1, stop=4)
+
+    rows = []
+    for i in range(1, 9):
+        sample = Sample(input_ids=[5, IMAGE, 6, 7, 8], weights=[0, 0, 0, 1, 1], images=(picture(i),) if i % 3 else ())
+        rows.append((0, i, [sample, sample]))
+    whole = part_of(rows)
+    assert len(whole.images) == 12
+    for cut in (1, 3, 7):
+        joined = join([part_of(rows[:cut]), part_of(rows[cut:])])
+        for name, column in arrays(whole).items():
+            assert np.array_equal(column, arrays(joined)[name])
 
 
 def test_ahead_needs_no_image_file_in_training(eyes: Eyes) -> None:
@@ -89,6 +116,29 @@ def test_images_in_rows_are_kept_with_the_tokens(eyes: Eyes) -> None:
     assert "cache hit" in "\n".join(eyes.said)
     for one, other in zip(everything(first), everything(again), strict=True):
         assert np.array_equal(one.inputs["pixel_values"], other.inputs["pixel_values"])
+
+
+def test_tokenize_counts_images_and_shows_their_tokens(eyes: Eyes) -> None:
+    (eyes.directory / "a.png").write_bytes(png(16, 8))
+    rows = write_rows(eyes.directory / "rows.jsonl", [asked([image("a.png"), text("?")])])
+    config = eyes.directory / "config.toml"
+    place = {
+        "model": str(eyes.model),
+        "from_scratch": True,
+        "lora": False,
+        "cache_dir": str(eyes.directory / "cache"),
+        "sequence_len": 64,
+    }
+    config.write_text(
+        "".join(f"{key} = {json.dumps(value)}\n" for key, value in place.items())
+        + f'[[datasets]]\npath = "{rows}"\ntype = "conversation"\n'
+    )
+    dump = eyes.directory / "dump.jsonl"
+    arguments = [str(config), "--dump", str(dump)]
+    result = CliRunner().invoke(tokenize, arguments)
+    assert result.exit_code == 0, result.output
+    assert "images: 1 read = 1 kept" in result.output
+    assert "<|vision_start|><|image_pad|><|image_pad|><|vision_end|>?" in json.loads(dump.read_text())["text"]
 
 
 # ---------------------------------------------------------------- what changes
