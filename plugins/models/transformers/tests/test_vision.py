@@ -210,3 +210,14 @@ def test_a_skeleton_has_the_names_of_the_weights(seeing: Any, core: Any) -> None
     theirs, directory = seeing("qwen3_vl")
     settings = core(directory)
     assert set(skeleton(read_config(settings), settings).state_dict()) == set(theirs.state_dict())
+
+
+def test_positions_are_those_of_each_document_alone(seeing: Any) -> None:
+    theirs, _ = seeing("qwen3_vl")
+    batch = packed(ROWS)
+    got = positions(theirs, batch.input_ids, batch.position_ids, batch.document_ids, batch.inputs["image_grid_thw"])
+    for row, at, document, _ in batch.pieces:
+        ids = torch.tensor([tokens(document)])
+        grid = torch.tensor(grids(document)) if grids(document) else None
+        alone_, _ = theirs.model.get_rope_index(ids, (ids == IMAGE).int(), image_grid_thw=grid)
+        assert torch.equal(got[:, row, at], alone_[:, 0])
