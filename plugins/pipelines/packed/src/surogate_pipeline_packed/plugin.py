@@ -85,6 +85,25 @@ class Options:
             "Lay the rows of a micro-batch end to end in one row without padding. Documents stay apart; the shapes of batches vary."
         ),
     )
+    multimodal_on_the_fly: bool | None = field(
+        default=None,
+        metadata=doc(
+            "Read images when they are trained on: true, and the default. False: prepare them with the tokens and keep them in "
+            "the cache, about 6 kB a patch, for faster steps. Both train the same."
+        ),
+    )
+    max_pixels: int | None = field(
+        default=None,
+        validator=ge(1),
+        metadata=doc("Larger images are made smaller to this many pixels. Unset: as the model's image processor has it."),
+    )
+    norm_bbox: Literal["norm1000", "none"] | None = field(
+        default=None,
+        metadata=doc(
+            "How boxes in `objects` are written: `norm1000` in thousandths of the image, `none` in pixels of the image as the "
+            "model gets it. Unset: rows with boxes are refused."
+        ),
+    )
 
 
 @hookimpl
