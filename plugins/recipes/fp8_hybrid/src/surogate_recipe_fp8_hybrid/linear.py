@@ -118,8 +118,8 @@ class Fp8Linear(nn.Module):
             torch.maximum(staged, amax, out=staged)
 
     def quantised_weight(self, weight: Tensor) -> Quantised:
-        """From the last call where neither the weight nor its scale has changed; a frozen weight's scale cannot change. A weight that
-        is no parameter was unpacked for this call: nothing of it is kept."""
+        """From the last call where neither the weight nor its scale has changed; a frozen weight's scale cannot change. A weight
+        that is no parameter was unpacked for this call: nothing of it is kept."""
         if not isinstance(weight, nn.Parameter):
             return self.quantise(W, weight.detach(), transpose=True)
         key = (weight.data_ptr(), weight._version, self.scale._version if weight.requires_grad else None)
