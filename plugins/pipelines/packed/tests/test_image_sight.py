@@ -60,6 +60,27 @@ def test_image_tokens_are_never_trained(scale: str, eyes: Eyes) -> None:
     assert weights.any()
 
 
+@pytest.mark.parametrize("scale", ["default", "all"])
+def test_the_reasons_follow_the_tokens_behind_images(scale: str, eyes: Eyes) -> None:
+    """Each reason says of its run what the weights say, and images have one of their own, however many tokens they are."""
+    tokenizer = AutoTokenizer.from_pretrained(eyes.model)
+    row = asked([image(url(64, 48)), text("one"), image(url(16, 24)), image(url(32, 32)), text("two")])
+    corpus = eyes.prepare([row], loss_scale=scale).prepared.train
+    (start, stop, _), tokens, weights = corpus.pieces[0], corpus.tokens[:], corpus.weights[:]
+    assert corpus.reasons is not None
+    runs = corpus.reasons.of(int(start), int(stop))
+    found = {"image": [], "user turn": [], "assistant turn 1": []}
+    for (first, why), end in zip(runs, [*(first for first, _ in runs[1:]), int(stop)], strict=True):
+        assert {bool(weight) for weight in weights[max(first, 1) : end]} <= {": masked" not in why}, why
+        found.setdefault(why.split(":")[0], []).append(tokens[first:end].tolist())
+    sizes = [patches(*size) for size in ((64, 48), (16, 24), (32, 32))]
+    assert found["image"] == [[IMAGE] * size for size in sizes]
+    assert [tokenizer.decode(run) for run in found["user turn"]] == ["one", "two"]
+    assert [tokenizer.decode(run).removesuffix("<|im_end|>") for run in found["assistant turn 1"]] == [
+        row["messages"][-1]["content"]
+    ]
+
+
 def test_max_pixels_makes_images_of_fewer_tokens(eyes: Eyes) -> None:
     rows = [asked([image(url(64, 48)), text("?")])]
     counts = {most: eyes.ids(rows, max_pixels=most)[0].count(IMAGE) for most in (None, 512, 100, 1)}

@@ -216,12 +216,14 @@ def contents(messages: Sequence[Message], whole: str, turns: Mapping[int, tuple[
             at = max(at, turns[i][1])
             continue
         said = message.get("content")
-        text = said.strip() if isinstance(said, str) else ""
         limit = next((start for k, start in following if k > i), len(whole))
-        start = whole.find(text, at, limit) if text else -1
-        if start >= 0:
-            at = start + len(text)
-            yield i, start, at
+        for part in said if isinstance(said, list) else [said]:  # texts between images
+            found = part.get("text") if isinstance(part, Mapping) else part
+            text = found.strip() if isinstance(found, str) else ""
+            start = whole.find(text, at, limit) if text else -1
+            if start >= 0:
+                at = start + len(text)
+                yield i, start, at
 
 
 def _shown(text: str, whole: str) -> bool:

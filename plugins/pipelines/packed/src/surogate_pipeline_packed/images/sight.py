@@ -21,8 +21,10 @@ from surogate_core.errors import BadRow, DataError
 from surogate_pipeline_packed.images.boxes import Size, written
 from surogate_pipeline_packed.images.source import Encoded, pixels, read
 from surogate_pipeline_packed.plugin import Options
+from surogate_pipeline_packed.scale import told
 
 PLACEHOLDER = "<image>"
+IMAGE = told(0, "image")
 Message = Mapping[str, Any]
 Grid = tuple[int, int, int]
 
@@ -124,7 +126,22 @@ class Sight:
                 stop += 1
             found.append(evolve(picture, start=start, stop=stop))
             before = stop
-        return evolve(sample, input_ids=np.repeat(ids, times), weights=np.repeat(weights, times), images=tuple(found))
+        reasons = _reasons(sample.reasons, places, starts)
+        ids, weights = np.repeat(ids, times), np.repeat(weights, times)
+        return evolve(sample, input_ids=ids, weights=weights, images=tuple(found), reasons=reasons)
+
+
+def _reasons(reasons: Sequence[tuple[int, str]], places: NDArray[np.int64], starts: NDArray[np.int64]) -> list[tuple[int, str]]:
+    """The runs of reasons, with image tokens in runs of their own. ``places`` are those tokens, ``starts`` where each token of the
+    text begins once they are repeated."""
+    why = dict(reasons)  # by token of the text
+    said = [text for _, text in reasons]
+    firsts = np.array([first for first, _ in reasons], dtype=np.int64)
+    for place in places.tolist() if reasons else ():
+        if place + 1 < len(starts) and place + 1 not in why:
+            why[place + 1] = said[int(np.searchsorted(firsts, place, "right")) - 1]
+    why.update((place, IMAGE) for place in (places.tolist() if reasons else ()))
+    return [(int(starts[first]), text) for first, text in sorted(why.items()) if first < len(starts)]
 
 
 def sight_of(processor: Any, own: Options, roots: Sequence[Path] = ()) -> Sight | None:
