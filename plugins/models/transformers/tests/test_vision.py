@@ -12,6 +12,7 @@ import transformers
 from surogate_model_transformers import batch_loss, blocks, check_head, list_sites, logits, read_config, save_model, skeleton
 from surogate_model_transformers.source import Transformers
 from surogate_model_transformers.testing import tiny_model, tiny_vision_model
+from surogate_model_transformers.virtual import set_tokens
 from surogate_model_transformers.vision import Processor, positions
 
 from surogate_core.errors import ModelError
@@ -166,6 +167,14 @@ def test_images_without_tokens_and_tokens_without_images_are_refused(seeing: Any
         positions(model, *given, grid[:-1])
     with pytest.raises(ModelError, match="images without image tokens"):
         positions(model, *given, torch.cat([grid, grid[:1]]))
+
+
+def test_virtual_tokens_with_images_are_refused(seeing: Any, load: Any) -> None:
+    _, directory = seeing("qwen3_vl")
+    model, batch = load(directory), packed(ROWS)
+    set_tokens(model, torch.nn.Module())
+    with pytest.raises(ModelError, match="virtual tokens cannot be trained on images"):
+        batch_loss(model, batch)
 
 
 def test_rope_scaling_keeps_the_sections_of_the_rotary_positions(seeing: Any, core: Any) -> None:

@@ -37,8 +37,8 @@ class Options:
     streaming: bool = field(
         default=False,
         metadata=doc(
-            "Read data sets of the Hub, and directories with a data set card, as they arrive, with no copy of them on disk. (All "
-            "other sources always are.)"
+            "Read data sets of the Hub, and directories with a data set card, as they arrive, with no copy of them on disk. All "
+            "other sources always are."
         ),
     )
     max_bad_rows: float = field(
