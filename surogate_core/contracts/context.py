@@ -36,7 +36,9 @@ class FormatContext(Context):
     tokenizer  a transformers tokenizer
     system     the system prompt for conversations that have none
     background  weight of text that is not the answer: 0, or 1 where everything is trained
-    render     ``render(messages, tools=None, kind="conversation") -> Sample``, through the tokenizer's chat template
+    render     ``render(messages, tools=None, kind="conversation") -> Sample``, through the tokenizer's chat template. Content is
+               text, or a list of parts: ``{"type": "text", "text": ...}``, ``{"type": "image", "image": ...}`` with a path, bytes,
+               a data URL or a PIL image, and ``{"type": "bbox", "bbox": [x, y, ...], "image_id": 0, "bbox_type": "real"}``
     weigh      ``weigh(text, spans, kind, marker, special=False) -> Sample``: tokens of a text, each with the weight of the last
                span (start, stop, weight[, why]), in characters, in which it starts; ``special`` is for texts without a template: it
                adds the tokenizer's own tokens, and an answer's first token may begin in white space before it

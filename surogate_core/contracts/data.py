@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from attrs import fields, frozen
+from attrs import field, fields, frozen
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +23,7 @@ class Sample:
     ``weights[0]`` has no effect: nothing precedes the first token. ``kind`` names the class of the sample for the gate that
     refuses data in which a kind has no trained token. ``marker`` names what the weights were found by (for its message).
     ``reasons`` say, for people, why tokens weigh what they do: the first token of each run, ascending from 0, and its reason.
+    ``images`` is what some of the tokens stand for: made by ``render``, and handed on as it is.
     """
 
     input_ids: Sequence[int] | NDArray[Any]
@@ -30,6 +31,7 @@ class Sample:
     kind: str = "sample"
     marker: str = ""
     reasons: Sequence[tuple[int, str]] = ()
+    images: Sequence[Any] = ()
 
 
 class Format(Protocol):
@@ -55,6 +57,7 @@ class Batch:
     weights       float32, weight of the label; 0 where there is none
     position_ids  int64, from 0 in each piece, and in the padding
     document_ids  int32, number of the piece within its row from 0; padding is one document of its own
+    inputs        further inputs of the model by name, as those of images are; not all are (B, S)
     """
 
     input_ids: Tensor
@@ -62,9 +65,11 @@ class Batch:
     weights: Tensor
     position_ids: Tensor
     document_ids: Tensor
+    inputs: Mapping[str, Tensor] = field(factory=dict)
 
     def to(self, device: torch.device | str) -> Batch:
-        return Batch(*(getattr(self, item.name).to(device, non_blocking=True) for item in fields(Batch)))
+        own = {item.name: getattr(self, item.name).to(device, non_blocking=True) for item in fields(Batch)[:-1]}
+        return Batch(**own, inputs={name: value.to(device, non_blocking=True) for name, value in self.inputs.items()})
 
 
 @frozen(eq=False)
@@ -127,5 +132,5 @@ class Pipeline(Protocol):
 
     def prepare(self, tokenizer: Any, report: Callable[[str], None], live: bool = False) -> Data:
         """Read and encode everything. ``tokenizer`` is left as the run trains with it (its chat template), so that what is saved
-        beside the weights serves what was trained. ``report`` gets notices; ``live`` allows to show progress
-        on stderr. Raises DataError."""
+        beside the weights serves what was trained; where the model takes images it is a processor (``ModelSource.tokenizer``).
+        ``report`` gets notices; ``live`` allows to show progress on stderr. Raises DataError."""

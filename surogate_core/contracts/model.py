@@ -59,7 +59,9 @@ class ModelSource(Protocol):
         """Read the model's configuration alone, no weights. Raises ModelError."""
 
     def tokenizer(self) -> Any:
-        """The model's tokenizer. Raises ModelError where there is none."""
+        """The model's tokenizer. Of a model that takes images a processor: a record with ``tokenizer``, ``image_processor``,
+        ``image_token_id``, ``marker_ids`` (what may stand around an image) and the tokenizer's ``save_pretrained``. Raises
+        ModelError where there is none."""
 
     def load(
         self,

@@ -177,7 +177,7 @@ def test_system_field_fills_in_only_where_there_is_none() -> None:
         ({"messages": [{"role": "alien", "content": "a"}]}, "unknown role 'alien'"),
         ({"messages": [{"role": "user"}]}, "a message without content"),
         ({"messages": [{"role": "user", "content": 3}]}, "content of a message is not text"),
-        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "content of a message has parts that are not text"),
+        ({"messages": [{"role": "user", "content": [{"type": "file"}]}]}, "content of a message has parts that are not text"),
         ({"messages": [{"role": "assistant", "tool_calls": [call("f", "{")]}]}, "arguments of a tool call is not JSON"),
         ({"messages": [{"role": "assistant", "tool_calls": [{"function": {}}]}]}, "a tool call without a name"),
         ({"messages": [{"role": "assistant", "tool_calls": ["f"]}]}, "a tool call is not an object"),

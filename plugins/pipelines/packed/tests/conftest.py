@@ -70,3 +70,17 @@ class Place:
 @pytest.fixture
 def place(tmp_path: Path, tiny: Path) -> Place:
     return Place(tmp_path, tiny)
+
+
+@pytest.fixture(scope="session")
+def seeing_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from surogate_model_transformers.testing import tiny_vision_model
+
+    return tiny_vision_model(tmp_path_factory.mktemp("seeing"), weights=False)
+
+
+@pytest.fixture
+def eyes(seeing_model: Path, tmp_path: Path) -> Any:
+    from surogate_pipeline_packed.images.testing import Eyes
+
+    return Eyes(seeing_model, tmp_path)

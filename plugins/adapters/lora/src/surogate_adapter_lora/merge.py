@@ -75,7 +75,7 @@ def write_model(
     if written != torch.float32:
         model.to(written)
     model.config.dtype = written
-    loaded = models.load_tokenizer(settings, tokenizer)
+    loaded = models.load_processor(settings, tokenizer) or models.load_tokenizer(settings, tokenizer)
     more = {} if shard_size is None else {"shard_size": shard_size}
     put(output, lambda aside: models.save_model(model, loaded, aside, **more))
 

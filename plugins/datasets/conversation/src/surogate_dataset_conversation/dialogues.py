@@ -1,9 +1,10 @@
 """Conversations as they occur in data sets → OpenAI messages → the chat template.
 
 ShareGPT's ``from`` and ``value`` and its role names are translated, a function call becomes ``tool_calls`` of the assistant,
-arguments that are JSON strings are parsed, ``content`` may be null beside tool calls or a list of text parts, and a tool's result
-may be an object, which is written as JSON. What the assistant thought may be called ``reasoning_content``, ``reasoning``,
-``thinking``, or be a part of its content; thoughts between ``<think>`` tags stay in the content, where templates look for them.
+arguments that are JSON strings are parsed, ``content`` may be null beside tool calls or a list of parts (those of images are in
+pictures.py), and a tool's result may be an object, which is written as JSON. What the assistant thought may be called
+``reasoning_content``, ``reasoning``, ``thinking``, or be a part of its content; thoughts between ``<think>`` tags stay in the
+content, where templates look for them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from attrs import frozen
 
 from surogate_core.contracts import FormatContext, Sample
 from surogate_core.errors import BadRow
+from surogate_dataset_conversation.pictures import Album, joined
 from surogate_dataset_conversation.plugin import Options
 
 ROLES = {
@@ -35,6 +37,7 @@ ROLES = {
     "observation": "tool",
     "tool_response": "tool",
 }
+IMAGES_FIELD = "images"
 CALLS = ("function_call", "tool_call")
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 SHAREGPT = {"role": "from", "content": "value"}
@@ -51,7 +54,11 @@ class Dialogues:
         raw = _listed(row, options.messages_field)
         if not raw:
             raise BadRow("no messages")
-        messages = [self._message(message) for message in raw]
+        if options.images_field != IMAGES_FIELD and options.images_field not in row:
+            raise BadRow(f"missing field '{options.images_field}'")
+        album = Album.of(row, options.images_field, options.objects_field)
+        messages = [self._message(message, album) for message in raw]
+        album.finish(messages)
         system = row.get(options.system_field) if options.system_field else None
         if system is not None and not isinstance(system, str):
             raise BadRow(f"field '{options.system_field}' is not text")
@@ -61,7 +68,7 @@ class Dialogues:
         kind = "conversation with tools" if tools else "conversation"
         return [self.context.render(messages, tools=tools, kind=kind)]
 
-    def _message(self, raw: Any) -> dict[str, Any]:
+    def _message(self, raw: Any, album: Album) -> dict[str, Any]:
         """One message in OpenAI's shape."""
         if not isinstance(raw, Mapping):
             raise BadRow("a message is not an object")
@@ -87,8 +94,10 @@ class Dialogues:
             message["content"] = json.dumps(message["content"], ensure_ascii=False)
         thoughts = [_thought(message.pop(name)) for name in THOUGHTS if name in message]
         if isinstance(message.get("content"), list):
-            message["content"], parts = _joined(message["content"])
+            message["content"], parts = _joined(message["content"], album, message["role"])
             thoughts += parts
+        elif isinstance(message.get("content"), str):
+            message["content"] = joined(album.text(message["content"], message["role"] != "assistant"))
         thoughts = [thought for thought in thoughts if thought.strip()]
         if len(thoughts) > 1:
             raise BadRow("a message with its thoughts in two places")
@@ -100,7 +109,7 @@ class Dialogues:
             if not message.get("tool_calls"):
                 raise BadRow("a message without content")
             message["content"] = ""
-        if not isinstance(message["content"], str):
+        if not isinstance(message["content"], str | list):
             raise BadRow("content of a message is not text")
         return message
 
@@ -171,18 +180,21 @@ def _thought(value: Any) -> str:
     return value
 
 
-def _joined(parts: list[Any]) -> tuple[str, list[str]]:
-    """Content as a list of parts: what is said, and what is thought (parts of type ``thinking`` or ``reasoning``)."""
-    said, thoughts = "", []
+def _joined(parts: list[Any], album: Album, role: str) -> tuple[str | list[dict[str, Any]], list[str]]:
+    """Content as a list of parts: what is said or shown, and what is thought (parts of type ``thinking`` or ``reasoning``)."""
+    said: list[dict[str, Any]] = []
+    thoughts = []
     for part in parts:
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind in ("thinking", "reasoning"):
             thoughts.append(_thought(part.get(kind, part.get("text"))))
+        elif isinstance(part, Mapping) and (image := album.part(part)) is not None:
+            said.append(image)
         elif isinstance(part, Mapping) and isinstance(part.get("text"), str):
-            said += part["text"]
+            said += album.text(part["text"], role != "assistant")
         else:
             raise BadRow("content of a message has parts that are not text")
-    return said, ["".join(thoughts)]
+    return joined(said), ["".join(thoughts)]
 
 
 def build(options: Options, context: FormatContext) -> Dialogues:

@@ -13,6 +13,7 @@ _HOMES = {
     "read_config": "config",
     "load_tokenizer": "config",
     "context_length": "config",
+    "load_processor": "vision",
     "skeleton": "load",
     "load_model": "load",
     "recompute_layers": "load",

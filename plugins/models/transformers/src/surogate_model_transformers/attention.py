@@ -47,14 +47,19 @@ class Documents(NamedTuple):
     shared: bool = False
 
 
-def hidden_states(model: Any, input_ids: Tensor, position_ids: Tensor, document_ids: Tensor) -> Tensor:
-    """(B, S, H): the decoder's output after its last norm, for packed rows. Inputs are (B, S). With virtual tokens
-    (``virtual.py``) each document comes after them."""
+def hidden_states(model: Any, input_ids: Tensor, position_ids: Tensor, document_ids: Tensor, **images: Tensor) -> Tensor:
+    """(B, S, H): the decoder's output after its last norm, for packed rows. Inputs are (B, S); ``position_ids`` are (3, B, S) where
+    there are ``images``, the model's inputs of these names. With virtual tokens (``virtual.py``) each document comes after them.
+
+    Raises ModelError for images behind virtual tokens.
+    """
     tokens = virtual.tokens_of(model)
     if tokens is not None:
+        if images:
+            raise ModelError("virtual tokens cannot be trained on images", where="model input", how='use adapter = "lora"')
         return virtual.hidden_states(model, tokens, input_ids, position_ids, document_ids)
     documents = documents_of(model, document_ids)
-    return decode(model, input_ids, position_ids, documents)
+    return decode(model, input_ids, position_ids, documents, **images)
 
 
 def documents_of(model: Any, document_ids: Tensor) -> Documents:
@@ -151,10 +156,11 @@ def _by_document(ids: Tensor) -> bool:
     return ids.device.type == "cpu" and ids.shape[1] >= LONG_ROW
 
 
-def decode(model: Any, input_ids: Tensor, position_ids: Tensor, documents: Documents) -> Tensor:
+def decode(model: Any, input_ids: Tensor, position_ids: Tensor, documents: Documents, **images: Tensor) -> Tensor:
     """(B, S, H) of the decoder alone."""
     decoder = getattr(model, model.base_model_prefix)
-    return decoder(input_ids=input_ids, position_ids=position_ids, use_cache=False, documents=documents).last_hidden_state
+    given = {"input_ids": input_ids, "position_ids": position_ids, **images}
+    return decoder(**given, use_cache=False, documents=documents).last_hidden_state
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from surogate_model_transformers.plugin import SCALED, Settings
 
 CONFIG_FILES = ("*.json", "*.jinja", "tokenizer.model", "*.tiktoken", "merges.txt", "vocab.txt", "*.py")
 SAFE_FILES = ("model.safetensors", "model.safetensors.index.json")
+ROPE_KEPT = ("rope_theta", "partial_rotary_factor", "mrope_section", "mrope_interleaved")
 PICKLE_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
@@ -192,7 +193,7 @@ def _scale_rope(text: Any, own: int | None, settings: Settings, path: Path) -> i
     reached = settings.own.max_model_len or int(original * new.get("factor", 1))
     if kind in SCALED and new["factor"] < 1:
         raise ModelError(f"max_model_len {reached} is below the model's own {original}", "max_model_len", "remove rope_scaling")
-    kept = {key: current[key] for key in ("rope_theta", "partial_rotary_factor") if key in current}
+    kept = {key: current[key] for key in ROPE_KEPT if key in current}
     if kind in ("yarn", "longrope"):
         new.setdefault("original_max_position_embeddings", original)
     new = {**kept, **new}

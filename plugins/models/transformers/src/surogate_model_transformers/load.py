@@ -27,6 +27,7 @@ from surogate_model_transformers.config import PICKLE_FILES, SAFE_FILES, fetch, 
 from surogate_model_transformers.plugin import Settings
 from surogate_model_transformers.quiet import quiet
 from surogate_model_transformers.slots import SLOTS, SlotLinear, slot_layers, slot_names
+from surogate_model_transformers.vision import has_vision
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json", *PICKLE_FILES, "pytorch_model-*.bin")
@@ -38,7 +39,7 @@ def skeleton(hf_config: Any, settings: Settings) -> Any:
     try:
         with quiet(), torch.device("meta"):
             return _model_class(hf_config, settings)._from_config(
-                copy.deepcopy(hf_config), dtype=DTYPES[settings.core.model_dtype], attn_implementation=IMPLEMENTATION
+                copy.deepcopy(hf_config), dtype=DTYPES[settings.core.model_dtype], attn_implementation=_attention(hf_config)
             )
     except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
         raise ModelError(
@@ -96,22 +97,34 @@ def _model_class(hf_config: Any, settings: Settings) -> Any:
 
         return get_class_from_dynamic_module(hf_config.auto_map["AutoModelForCausalLM"], fetch(settings))
     from transformers.models.auto.configuration_auto import model_type_to_module_name
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    )
 
     family = hf_config.model_type
-    if family not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    with_images = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES if has_vision(hf_config) else {}
+    known = {**with_images, **MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}
+    if family not in known:
         raise ModelError(
             f"{family!r} models do not predict the next token", where=f"{settings.core.model}, config.json", how="use another model"
         )
     module = importlib.import_module(f"transformers.models.{model_type_to_module_name(family)}")
-    return getattr(module, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family])
+    return getattr(module, known[family])
+
+
+def _attention(hf_config: Any) -> Any:
+    """Our attention in the decoder. A vision tower sees one image at a time, whole: it has torch's."""
+    if not has_vision(hf_config):
+        return IMPLEMENTATION
+    return {"": IMPLEMENTATION, "text_config": IMPLEMENTATION, "vision_config": "sdpa"}
 
 
 def _random(hf_config: Any, settings: Settings, prepare: Callable[[Any], object] | None) -> Any:
     with quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.core.train_seed)
         model = _model_class(hf_config, settings)._from_config(
-            copy.deepcopy(hf_config), dtype=torch.float32, attn_implementation=IMPLEMENTATION
+            copy.deepcopy(hf_config), dtype=torch.float32, attn_implementation=_attention(hf_config)
         )
     _cast(model, DTYPES[settings.core.model_dtype])
     if prepare is not None:
@@ -169,7 +182,7 @@ def _read(
                 directory,
                 config=copy.deepcopy(hf_config),
                 dtype=first,
-                attn_implementation=IMPLEMENTATION,
+                attn_implementation=_attention(hf_config),
                 quantization_config=_Hook(enter, pack),
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,

@@ -17,6 +17,7 @@ from surogate_core.errors import ModelError
 from surogate_model_transformers.attention import decode, documents_of, hidden_states
 from surogate_model_transformers.slots import plain
 from surogate_model_transformers.virtual import tokens_of
+from surogate_model_transformers.vision import model_inputs
 
 CHUNK_BYTES = 1 << 24
 """Bytes of the float32 logits of one chunk on the CPU; smaller ones cost a pass over the head's gradient each. A GPU takes
@@ -26,7 +27,7 @@ CHUNK_BYTES_GPU = 1 << 30
 
 def run_hidden(model: Any, batch: Any) -> Tensor:
     """(B, S, H) last hidden states of a :class:`~surogate_pipeline_packed.Batch`, documents isolated."""
-    return hidden_states(model, batch.input_ids, batch.position_ids, batch.document_ids)
+    return hidden_states(model, input_ids=batch.input_ids, document_ids=batch.document_ids, **model_inputs(model, batch))
 
 
 def logits(model: Any, batch: Any) -> Tensor:
@@ -34,7 +35,7 @@ def logits(model: Any, batch: Any) -> Tensor:
     if tokens_of(model) is not None:
         raise ModelError("virtual tokens need a model whose head is a plain linear layer", where=type(model).__name__)
     documents = documents_of(model, batch.document_ids)
-    return model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, documents=documents).logits
+    return model(input_ids=batch.input_ids, **model_inputs(model, batch), use_cache=False, documents=documents).logits
 
 
 def batch_loss(model: Any, batch: Any) -> Tensor:

@@ -41,7 +41,7 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, ids: Tensor, scale: float,
     return torch.ops.surogate.packed_attention(q, k, v, ids, scale, window)[0].transpose(1, 2)
 
 
-def _documents(ids: Tensor) -> Iterator[tuple[int, slice]]:
+def documents(ids: Tensor) -> Iterator[tuple[int, slice]]:
     """(row, positions) of each document."""
     length = ids.shape[1]
     for row in range(ids.shape[0]):
@@ -71,7 +71,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, ids: Tensor, scale: float, window:
     out, lse, weights = _like(q), _lse(q), _weights(q)
     kept: dict[int, Tensor] = {}
     unseen = _unseen(min(KEPT, q.shape[2]), window) if q.dtype == torch.bfloat16 else None
-    for row, at in _documents(ids):
+    for row, at in documents(ids):
         if unseen is not None and at.stop - at.start <= KEPT:
             out[row, :, at] = _short_forward(q[row, :, at], k[row, :, at], v[row, :, at], _own(weights, row, at), unseen, scale)
             continue
@@ -127,7 +127,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     grads = _like(q), _like(k), _like(v)
     kept: dict[int, Tensor] = {}
-    for row, at in _documents(ids):
+    for row, at in documents(ids):
         if q.dtype == torch.bfloat16 and at.stop - at.start <= KEPT:
             parts = [tensor[row, :, at] for tensor in (grad, q, k, v)]
             short = _short_backward(parts[0], parts[1], parts[2], parts[3], _own(weights, row, at), scale)

@@ -8,15 +8,17 @@ from typing import Any
 from torch import nn
 
 from surogate_core.contracts import Site, SiteKind
+from surogate_model_transformers.vision import decoder_name
 
 ACTIVATION_MODULES = ("transformers.activations", "torch.nn.modules.activation")
 
 
 def blocks(model: Any) -> tuple[str, nn.ModuleList]:
-    """Name and list of the decoder blocks: the module list that holds one entry a layer."""
+    """Name and list of the decoder blocks: the module list that holds one entry a layer. Those of a vision tower are none."""
     count = model.config.get_text_config().num_hidden_layers
+    decoder = decoder_name(model)
     for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
+        if isinstance(module, nn.ModuleList) and len(module) == count and name.startswith(decoder):
             return name, module
     return "", nn.ModuleList()
 

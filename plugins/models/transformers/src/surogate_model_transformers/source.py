@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from surogate_core.contracts import Batch, Context, Outline, Storage
-from surogate_model_transformers import config, export, load, loss, sites, slots
+from surogate_model_transformers import config, export, load, loss, sites, slots, vision
 from surogate_model_transformers.plugin import Options, Settings
 
 
@@ -31,7 +31,7 @@ class Transformers:
         return Outline(model_type=self.hf_config.model_type, sites=sites.list_sites(skeleton), skeleton=skeleton)
 
     def tokenizer(self) -> Any:
-        return config.load_tokenizer(self.settings)
+        return vision.load_processor(self.settings) or config.load_tokenizer(self.settings)
 
     def load(
         self,

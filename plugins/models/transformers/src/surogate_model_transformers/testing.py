@@ -92,3 +92,74 @@ def held_bytes(mapped: int = -1) -> Any:
             self.now -= self.alive.pop(key, (None, 0))[1]
 
     return Held()
+
+
+SEEING = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% if message['content'] is string %}{{ message['content'] }}"
+    "{% else %}{% for part in message['content'] %}{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""Writes images as Qwen's own templates do."""
+
+
+def tiny_vision_model(directory: Path, model_type: str = "qwen3_vl", *, weights: bool = True, **changes: Any) -> Path:
+    """Write a random vision-language model of the Qwen-VL shape, about 100,000 parameters, with a byte tokenizer that has the image
+    tokens, and an image processor: patches of 4 × 4 pixels, four of which are one token, images of 64 to 1024 pixels."""
+    import json
+
+    import torch
+    import transformers
+
+    directory.mkdir(parents=True, exist_ok=True)
+    byte_tokenizer(directory, SEEING)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+    names = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": names})
+    tokenizer.save_pretrained(directory)
+    start, end, image, video = tokenizer.convert_tokens_to_ids(names)
+    text = {
+        "vocab_size": 264,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 512,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1], "mrope_interleaved": True},
+        **changes,
+    }
+    sight = {
+        "depth": 2,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_heads": 2,
+        "patch_size": 4,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "out_hidden_size": 32,
+        "num_position_embeddings": 64,
+        "deepstack_visual_indexes": [0],
+    }
+    ids = {"vision_start_token_id": start, "vision_end_token_id": end, "image_token_id": image, "video_token_id": video}
+    config = transformers.AutoConfig.for_model(model_type, text_config=text, vision_config=sight, tie_word_embeddings=True, **ids)
+    processor = {
+        "image_processor_type": "Qwen2VLImageProcessorFast",
+        "patch_size": 4,
+        "temporal_patch_size": 2,
+        "merge_size": 2,
+        "size": {"shortest_edge": 64, "longest_edge": 1024},
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+    }
+    (directory / "preprocessor_config.json").write_text(json.dumps(processor))
+    family = transformers.models.auto.modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[model_type]
+    config.architectures = [family]
+    if not weights:
+        config.save_pretrained(directory)
+        return directory
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        getattr(transformers, family)._from_config(config, dtype=torch.float32).save_pretrained(directory)
+    return directory

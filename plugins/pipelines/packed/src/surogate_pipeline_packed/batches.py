@@ -124,5 +124,8 @@ class Batches:
             positions[row, padding] = pad
             documents[row, padding] = len(pieces)
         labels[weights == 0] = -100
-        arrays = (ids, labels, weights, positions, documents)
-        return Batch(*(torch.from_numpy(array) for array in arrays)), np.concatenate(members)
+        arrays = {"input_ids": ids, "labels": labels, "weights": weights, "position_ids": positions, "document_ids": documents}
+        placed = np.concatenate(members)
+        images = self.corpus.images
+        inputs = images.inputs(self.corpus.pieces[placed]) if images is not None else {}
+        return Batch(**{name: torch.from_numpy(array) for name, array in arrays.items()}, inputs=inputs), placed

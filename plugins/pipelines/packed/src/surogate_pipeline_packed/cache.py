@@ -25,6 +25,7 @@ from attrs import frozen
 from filelock import FileLock, Timeout
 
 from surogate_pipeline_packed import shard
+from surogate_pipeline_packed.images.table import fresh
 from surogate_pipeline_packed.keys import Parts, changed, key_of
 from surogate_pipeline_packed.part import Part
 
@@ -84,9 +85,9 @@ class Entry:
             _put(self.path / ABOUT, {"label": dict(self.label), "parts": dict(self.parts), "made": time.time()})
 
     def shards(self) -> dict[int, Part]:
-        """The whole shards by their first row; damaged ones are left out."""
+        """The whole shards by their first row; damaged ones, and those with images whose files have changed, are left out."""
         found = {shard.start_of(path): shard.read(path) for path in sorted(self.path.glob(f"rows-*{shard.SUFFIX}"))}
-        return {start: part for start, part in found.items() if part is not None}
+        return {start: part for start, part in found.items() if part is not None and fresh(part)}
 
     def rows(self) -> int | None:
         """How many rows the data set has, None while that is not known."""

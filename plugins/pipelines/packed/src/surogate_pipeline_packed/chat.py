@@ -29,6 +29,7 @@ from surogate_core.contracts import Sample
 from surogate_core.errors import BadRow, DataError
 from surogate_pipeline_packed.agents import AGENTS
 from surogate_pipeline_packed.heads import encoded
+from surogate_pipeline_packed.images.sight import Sight, look
 from surogate_pipeline_packed.plugin import Options
 from surogate_pipeline_packed.scale import LossScale, Span, told
 from surogate_pipeline_packed.turns import Message, View, contents
@@ -73,11 +74,12 @@ class Renderer:
     own: Options
     scale: LossScale
     markers: tuple[str, ...]
+    sight: Sight | None = None
 
     @classmethod
-    def of(cls, own: Options, tokenizer: Any) -> Renderer:
+    def of(cls, own: Options, tokenizer: Any, sight: Sight | None = None) -> Renderer:
         markers = tuple(getattr(tokenizer, "all_special_tokens", ()))  # `text` asks less of a tokenizer
-        return cls(tokenizer, own, LossScale.of(own.loss_scale), markers)
+        return cls(tokenizer, own, LossScale.of(own.loss_scale), markers, sight)
 
     def check(self) -> None:
         """Raises DataError when the tokenizer cannot render conversations."""
@@ -100,6 +102,7 @@ class Renderer:
         self.check()
         if not messages:
             raise BadRow("no messages")
+        messages, pictures = look(messages, self.sight, self.own)
         if self.own.system is not None and messages[0].get("role") != "system":
             messages = [{"role": "system", "content": self.own.system}, *messages]
         if self.own.agent_template:
@@ -125,7 +128,7 @@ class Renderer:
         sample = weigh(self.tokenizer, whole, spans, kind, "assistant text")
         if opening:
             self._check_openings(whole, [span[0] for span in spans if span[2] and whole.endswith(opening, 0, span[0])])
-        return sample
+        return self.sight.expanded(sample, pictures) if self.sight is not None else sample
 
     def _check_openings(self, text: str, answers: Sequence[int]) -> None:
         """Answers whose first token begins in ``response_prefix``: the model never writes such a token behind it."""

@@ -17,6 +17,7 @@ import numpy as np
 from attrs import evolve, frozen
 from numpy.typing import NDArray
 
+from surogate_pipeline_packed.images.table import Gallery
 from surogate_pipeline_packed.spill import taken
 
 Ints = NDArray[np.int64]
@@ -107,6 +108,7 @@ class Corpus:
              tokens[stop] is the label of the piece's last position
     sources  (P,) names of the pieces, shown when a step fails
     reasons  for the preview
+    images   those in the pieces, None where there are none
     """
 
     tokens: NDArray[np.int32] | Joined
@@ -114,6 +116,7 @@ class Corpus:
     pieces: Ints
     sources: Sequence[str]
     reasons: Reasons | None = None
+    images: Gallery | None = None
 
     def __len__(self) -> int:
         return len(self.pieces)
@@ -146,7 +149,7 @@ class Corpus:
 
     def fingerprint(self) -> str:
         """BLAKE2b of what is trained on, 32 hexadecimal digits: lengths of pieces, whether they go on, and their tokens, weights
-        and last labels, in order. The same on every machine, and wherever the tokens lie."""
+        and last labels, and the images in them, in order. The same on every machine, and wherever the tokens lie."""
         digest = hashlib.blake2b(digest_size=16)
         for block in self._blocks():
             digest.update(np.ascontiguousarray(block[:, 1] - block[:, 0], dtype="<i8").data)
@@ -156,6 +159,8 @@ class Corpus:
             for start, end in self._runs():
                 for at in range(start, end, BLOCK):
                     digest.update(np.ascontiguousarray(array[at : min(at + BLOCK, end)], dtype=kind).data)
+        if self.images is not None:
+            digest.update(self.images.digests(self.pieces))
         return digest.hexdigest()
 
     def _runs(self) -> Iterator[tuple[int, int]]:

@@ -246,9 +246,15 @@ def _arrow(file: Stored) -> Reader:
 
 def of_dataset(name: str, dataset: Any) -> Reader:
     """The rows of a datasets.Dataset."""
+    from datasets.features.features import require_decoding
+
     # Files that the library keeps, and its own fingerprint of what was done with them; a data set in memory has no files.
     files = tuple(Path(entry["filename"]) for entry in dataset.cache_files)
     origin = (*files, dataset._fingerprint) if files else ()
+    if any(require_decoding(feature) for feature in dataset.features.values()):
+        # Images and sounds as they are stored: decoding is no matter of reading, and one broken image is to break one row.
+        stored = dataset.with_format("arrow")
+        return Reader(name, lambda: enumerate((row.to_pylist()[0] for row in stored), 1), columns, lambda: len(dataset), origin)
     return Reader(name, lambda: enumerate(dataset, 1), columns, lambda: len(dataset), origin)
 
 

@@ -8,6 +8,8 @@ format     its name and all its options; files that an option names count with t
 options    every option of the pipeline but those that are applied to encoded samples (:data:`LATER`), and `sequence_len`
 template   text of the chat template, and the day where the template asks for it
 tokenizer  everything that it saves of itself
+images     where the model takes them: the directories where relative paths start, and the processor's files (in ``tokenizer``). The
+           images' own files are not in the key: a shard knows their sizes and times, and is made again where these differ
 code       versions of what encodes, and the sources of this pipeline, of the format and of a tokenizer's own class
 """
 
@@ -28,6 +30,7 @@ import attrs
 
 from surogate_core.config import CoreOptions, DatasetOptions
 from surogate_core.offers import Offer
+from surogate_pipeline_packed.images.sight import Sight
 from surogate_pipeline_packed.plugin import Options
 from surogate_pipeline_packed.read import Source
 
@@ -83,15 +86,17 @@ class Fixed:
     options: Mapping[str, str]
 
     @classmethod
-    def of(cls, tokenizer: Any, core: CoreOptions, own: Options) -> Fixed:
+    def of(cls, tokenizer: Any, core: CoreOptions, own: Options, processor: Any = None) -> Fixed:
         kept = {item.name: plain(getattr(own, item.name)) for item in attrs.fields(Options) if item.name not in LATER}
         template = json.dumps(tokenizer.chat_template, sort_keys=True)
         day = time.strftime("%Y-%m-%d") if "strftime_now" in template else ""
         options = {**kept, "sequence_len": str(core.sequence_len)}
-        return cls(_of_tokenizer(tokenizer), digest(template + day), options)
+        return cls(_of_tokenizer(processor or tokenizer), digest(template + day), options)
 
 
-def parts_of(fixed: Fixed, offer: Offer, options: DatasetOptions, tokenizer: Any, source: Source, memory: Path) -> Parts | None:
+def parts_of(
+    fixed: Fixed, offer: Offer, options: DatasetOptions, tokenizer: Any, source: Source, memory: Path, sight: Sight | None = None
+) -> Parts | None:
     """The parts of one data set's key; None where the source cannot say what it reads from. ``memory`` is a directory that
     remembers digests of files."""
     content = [[word if isinstance(word, str) else of_file(word, memory) for word in origin] for origin in source.origins]
@@ -111,7 +116,15 @@ def parts_of(fixed: Fixed, offer: Offer, options: DatasetOptions, tokenizer: Any
         "template": fixed.template,
         "tokenizer": fixed.tokenizer,
         "code": _code(offer, tokenizer),
+        **({"images": {"roots": [str(root.resolve()) for root in sight.roots], "pillow": _pillow()}} if sight is not None else {}),
     }
+
+
+def _pillow() -> str:
+    try:
+        return metadata.version("pillow")
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 def plain(value: Any) -> str:

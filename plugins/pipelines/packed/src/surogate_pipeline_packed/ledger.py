@@ -29,7 +29,8 @@ class Bad:
 class Ledger:
     """Counts by what happened. ``rows`` and ``tokens`` have the keys kept, split and truncated; ``dropped_rows`` and
     ``dropped_tokens`` have reasons, and ``first`` names the first dropped row of each. ``unusable`` counts the rows that could not
-    be read or encoded; ``bad`` names the first. ``weighted`` says what the weights of the data sets made of what was kept."""
+    be read or encoded; ``bad`` names the first. ``weighted`` says what the weights of the data sets made of what was kept.
+    ``images``: those read = kept + dropped; those of rows that cannot be used are not among them."""
 
     rows_read: int = 0
     tokens_read: int = 0
@@ -41,12 +42,13 @@ class Ledger:
     bad: list[Bad] = Factory(list)
     first: dict[str, str] = Factory(dict)
     weighted: dict[str, dict[str, Any]] = Factory(dict)
+    images: Counter[str] = Factory(Counter)
 
     def add(self, other: Ledger) -> None:
         self.rows_read += other.rows_read
         self.tokens_read += other.tokens_read
         self.unusable += other.unusable
-        for name in ("rows", "tokens", "dropped_rows", "dropped_tokens"):
+        for name in ("rows", "tokens", "dropped_rows", "dropped_tokens", "images"):
             getattr(self, name).update(getattr(other, name))
         self.bad = (self.bad + other.bad)[:SHOWN]
         self.first = other.first | self.first
@@ -57,6 +59,7 @@ class Ledger:
         return (
             self.rows_read == self.rows.total() + self.dropped_rows.total()
             and self.tokens_read == self.tokens.total() + self.dropped_tokens.total()
+            and self.images["read"] == self.images["kept"] + self.images["dropped"]
         )
 
     def record(self) -> dict[str, Any]:
@@ -71,6 +74,7 @@ class Ledger:
             "unusable": self.unusable,
             "bad": [str(bad) for bad in self.bad],
             "first": dict(self.first),
+            **({"images": dict(self.images)} if self.images else {}),
             **({"weighted": self.weighted} if self.weighted else {}),
         }
 
@@ -80,9 +84,15 @@ class Ledger:
         return [
             _line("rows", self.rows_read, self.rows, self.dropped_rows),
             _line("tokens", self.tokens_read, self.tokens, self.dropped_tokens),
+            *([_images(self.images)] if self.images else []),
             *(f"unusable: {bad}" for bad in self.bad),
             *(f"dropped ({reason}), first: {source}" for reason, source in self.first.items() if reason not in unusable),
         ]
+
+
+def _images(counts: Counter[str]) -> str:
+    dropped = f" + {counts['dropped']:,} dropped with their text" if counts["dropped"] else ""
+    return f"images: {counts['read']:,} read = {counts['kept']:,} kept{dropped}"
 
 
 def _line(what: str, read: int, counts: Counter[str], dropped: Counter[str]) -> str:

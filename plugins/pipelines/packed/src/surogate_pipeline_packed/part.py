@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from surogate_core.contracts import Sample
 from surogate_core.errors import BadRow
+from surogate_pipeline_packed.images.table import NO_BYTES, NONE, moved, table_of
 
 Ints = NDArray[np.int64]
 FILE, NUMBER, COUNT, REASON = range(4)
@@ -33,6 +34,7 @@ class Part:
              be used (-1: it can)
     reasons  int64 (K, 2): the first token of each run, ascending, and the index in ``words`` of why it weighs what it does
     words    the texts that the columns name
+    images   int64 (I, 13) and ``blob`` uint8: the images in the samples, see images/table.py
     """
 
     tokens: NDArray[np.int32]
@@ -41,6 +43,13 @@ class Part:
     rows: Ints
     reasons: Ints
     words: tuple[str, ...]
+    images: Ints = NONE
+    blob: NDArray[np.uint8] = NO_BYTES
+
+    @property
+    def size(self) -> int:
+        """How much it is, in tokens of eight bytes."""
+        return len(self.tokens) + len(self.blob) // 8
 
 
 class Words(dict[str, int]):
@@ -54,7 +63,7 @@ class Words(dict[str, int]):
 def part_of(results: Sequence[tuple[int, int, Sequence[Sample] | BadRow]]) -> Part:
     """(file, number, samples or why there are none) of each row → their part."""
     words = Words()
-    rows, samples, reasons, size = [], [], [], 0
+    rows, samples, reasons, pictures, size = [], [], [], [], 0
     tokens, weights = [np.zeros(0, np.int32)], [np.zeros(0, np.float32)]
     for file, number, result in results:
         if isinstance(result, BadRow):
@@ -66,13 +75,14 @@ def part_of(results: Sequence[tuple[int, int, Sequence[Sample] | BadRow]]) -> Pa
             reasons += [
                 (size + first, words[why]) for first, why in sample.reasons or ((0, UNSAID),) if first < len(sample.input_ids)
             ]
+            pictures += [(size, picture) for picture in sample.images]
             size += len(sample.input_ids)
             tokens.append(np.asarray(sample.input_ids, dtype=np.int32))
             weight = np.array(sample.weights, dtype=np.float32)
             weight[:1] = 0  # nothing precedes the first token
             weights.append(weight)
     tables = _table(samples, 3), _table(rows, 4), _table(reasons, 2)
-    return Part(np.concatenate(tokens), np.concatenate(weights), *tables, tuple(words))
+    return Part(np.concatenate(tokens), np.concatenate(weights), *tables, tuple(words), *table_of(pictures))
 
 
 def join(parts: Sequence[Part]) -> Part:
@@ -80,13 +90,15 @@ def join(parts: Sequence[Part]) -> Part:
     if len(parts) == 1:
         return parts[0]
     words = Words()
-    samples, rows, reasons, size = [], [], [], 0
+    samples, rows, reasons, images = [], [], [], []
+    size = blob = 0
     for part in parts:
         places = np.array([words[word] for word in part.words] + [-1], dtype=np.int64)  # -1 stays -1
         samples.append(np.column_stack([part.samples[:, LENGTH], places[part.samples[:, KIND]], places[part.samples[:, MARKER]]]))
         rows.append(np.column_stack([part.rows[:, :REASON], places[part.rows[:, REASON]]]))
         reasons.append(np.column_stack([part.reasons[:, 0] + size, places[part.reasons[:, 1]]]))
-        size += len(part.tokens)
+        images.append(moved(part.images, size, blob))
+        size, blob = size + len(part.tokens), blob + len(part.blob)
     return Part(
         np.concatenate([part.tokens for part in parts]),
         np.concatenate([part.weights for part in parts]),
@@ -94,12 +106,15 @@ def join(parts: Sequence[Part]) -> Part:
         np.concatenate(rows),
         np.concatenate(reasons),
         tuple(words),
+        np.concatenate(images),
+        np.concatenate([part.blob for part in parts]),
     )
 
 
 def arrays(part: Part) -> Mapping[str, NDArray[Any]]:
-    """The columns by name, in the order in which they are stored."""
-    return {name: getattr(part, name) for name in ("tokens", "weights", "samples", "rows", "reasons")}
+    """The columns by name, in the order in which they are stored. Those of images are there where there are images."""
+    names = ("tokens", "weights", "samples", "rows", "reasons", *(("images", "blob") if len(part.images) else ()))
+    return {name: getattr(part, name) for name in names}
 
 
 def _table(rows: Sequence[tuple[int, ...]], width: int) -> Ints:

@@ -13,6 +13,7 @@ from surogate_core.offers import Offer
 from surogate_pipeline_packed.batches import Batches
 from surogate_pipeline_packed.cache import directory
 from surogate_pipeline_packed.corpus import Corpus
+from surogate_pipeline_packed.images.sight import sight_of
 from surogate_pipeline_packed.plugin import Options
 from surogate_pipeline_packed.prepare import Prepared, Work, prepare
 
@@ -65,7 +66,9 @@ class Packed:
 
     def prepare(self, tokenizer: Any, report: Callable[[str], None], live: bool = False) -> PackedData:
         cache = directory(self.own.cache_dir)
-        prepared = prepare(Work(self.core, self.own, self.format, tokenizer, report, cache, live))
+        processor, tokenizer = tokenizer, getattr(tokenizer, "tokenizer", tokenizer)
+        sight = sight_of(processor, self.own)
+        prepared = prepare(Work(self.core, self.own, self.format, tokenizer, report, cache, live, sight))
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
         return PackedData(prepared, self.core, self.own, pad)
 

@@ -11,13 +11,16 @@ from numpy.typing import NDArray
 
 from surogate_core.errors import DataError
 from surogate_pipeline_packed.corpus import Corpus, Ints, Joined, Reasons, Sources
+from surogate_pipeline_packed.images.borders import cuts, outside, oversized
+from surogate_pipeline_packed.images.sight import Sight
+from surogate_pipeline_packed.images.table import Gallery, moved, within
 from surogate_pipeline_packed.ledger import FATES, SHOWN, Bad, Ledger
 from surogate_pipeline_packed.part import COUNT, FILE, KIND, LENGTH, MARKER, NUMBER, REASON, Part
 from surogate_pipeline_packed.spill import Growing
 
 UNTRAINED = "no trained token"
-NAMES = (*FATES, UNTRAINED, "longer than max_length", f"{UNTRAINED} left by truncation", "empty")
-KEPT, SPLIT, TRUNCATED, NOTHING, TOO_LONG, NOTHING_LEFT, EMPTY = range(len(NAMES))
+NAMES = (*FATES, UNTRAINED, "longer than max_length", f"{UNTRAINED} left by truncation", "empty", "an image longer than max_length")
+KEPT, SPLIT, TRUNCATED, NOTHING, TOO_LONG, NOTHING_LEFT, EMPTY, TOO_LARGE = range(len(NAMES))
 
 
 @define
@@ -32,6 +35,8 @@ class Gathered:
     reasons: list[tuple[Ints, tuple[str, ...]]] = field(factory=list)
     kinds: dict[str, list[int]] = field(factory=dict)  # samples, samples with a trained token
     markers: dict[str, str] = field(factory=dict)
+    images: list[Ints] = field(factory=list)
+    blobs: list[NDArray[np.uint8]] = field(factory=list)
     size: int = 0
 
     def open(self, names: Sequence[str]) -> int:
@@ -47,7 +52,10 @@ class Gathered:
         self._count_kinds(part, cut.trained > 0)
         _count_tokens(ledger, cut, lengths, limit, how)
         self._count_rows(ledger, part, cut.fates, first_file)
-        pieces, owners, numbers, lost = cut.pieces(limit)
+        pieces, owners, numbers, lost = cut.pieces(limit, part.images)
+        if len(part.images):
+            kept = int(within(part.images, pieces[:, 0], pieces[:, 1]).sum())
+            ledger.images.update(read=len(part.images), kept=kept, dropped=len(part.images) - kept)
         if lost:
             ledger.dropped_tokens[f"{UNTRAINED} in a piece"] += lost
             ledger.tokens["split"] -= lost
@@ -55,6 +63,8 @@ class Gathered:
             rows = part.rows[np.repeat(np.arange(len(part.rows)), part.rows[:, COUNT])[owners]]
             self.pieces.add(pieces + self.size)
             self.places.add(np.column_stack([first_file + rows[:, FILE], rows[:, NUMBER], numbers]))
+            self.images.append(moved(part.images, self.size, sum(map(len, self.blobs))))
+            self.blobs.append(part.blob)
             self.tokens.append(part.tokens)
             self.weights.append(part.weights)
             self.reasons.append((part.reasons, part.words))
@@ -105,11 +115,15 @@ class Gathered:
         if not self.pieces.count:
             raise DataError("no sample is left to train on", key, "raise max_length or use another truncation_strategy")
 
-    def corpus(self) -> Corpus:
+    def corpus(self, sight: Sight | None = None) -> Corpus:
+        """``sight`` is how the model sees images, if it does."""
         pieces, places = self.pieces.array(), self.places.array()
         tokens = Joined.of(self.tokens)
         reasons = Reasons(tuple(self.reasons), tokens.starts)
-        return Corpus(tokens, Joined.of(self.weights), pieces, Sources(tuple(self.files), places), reasons)
+        images = None
+        if sight is not None and any(map(len, self.images)):
+            images = Gallery(np.concatenate(self.images), Joined.of(self.blobs), sight)
+        return Corpus(tokens, Joined.of(self.weights), pieces, Sources(tuple(self.files), places), reasons, images)
 
 
 @define
@@ -144,10 +158,14 @@ class Cut:
             else:
                 stops[over] = starts[over] + limit
             # The first token of what is left has nothing before it.
+            if len(part.images):
+                outside(part.images, starts, stops, np.flatnonzero(over), later=how == "left")
             fates[over & (positive[stops] == positive[np.minimum(starts + 1, stops)])] = NOTHING_LEFT
+        elif how == "split" and len(part.images):
+            fates[oversized(part.images, starts, stops, np.flatnonzero(over), limit)] = TOO_LARGE
         return cls(fates, starts, stops, trained, positive)
 
-    def pieces(self, limit: int) -> tuple[Ints, Ints, Ints, int]:
+    def pieces(self, limit: int, images: Ints) -> tuple[Ints, Ints, Ints, int]:
         """(P, 3) start, stop, end of the pieces; their samples; their numbers within these from 1, 0 for whole samples; and how
         many tokens are in pieces that have nothing to train."""
         used = np.flatnonzero(self.fates <= TRUNCATED)
@@ -159,10 +177,23 @@ class Cut:
         start = self.starts[owners] + within * limit
         end = self.stops[owners]
         stop = np.minimum(start + limit, end)
+        if len(images) and (self.fates[used] == SPLIT).any():
+            owners, within, start, stop = self._around(used, limit, images)
+            end = self.stops[owners]
         split = self.fates[owners] == SPLIT
         keep = ~split | (self.positive[np.minimum(stop + 1, end)] > self.positive[np.minimum(start + 1, end)])
         numbers = np.where(split, within + 1, 0)
         return np.column_stack([start, stop, end])[keep], owners[keep], numbers[keep], int((stop - start)[~keep].sum())
+
+    def _around(self, used: Ints, limit: int, images: Ints) -> tuple[Ints, Ints, Ints, Ints]:
+        """Pieces that cut no image: their samples, numbers within these from 0, starts and stops."""
+        found = [
+            (sample, number, start, stop)
+            for sample in used.tolist()
+            for number, (start, stop) in enumerate(cuts(images, int(self.starts[sample]), int(self.stops[sample]), limit))
+        ]
+        owners, numbers, starts, stops = np.array(found, dtype=np.int64).reshape(-1, 4).T
+        return owners, numbers, starts, stops
 
 
 def _count_tokens(ledger: Ledger, cut: Cut, lengths: Any, limit: int, how: str) -> None:

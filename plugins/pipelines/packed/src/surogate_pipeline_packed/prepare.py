@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from surogate_core.config import CoreOptions, DatasetOptions
 from surogate_core.errors import DataError
 from surogate_core.offers import Offer
 from surogate_pipeline_packed.cache import Entry
 from surogate_pipeline_packed.corpus import Corpus, hold_out
+from surogate_pipeline_packed.images.sight import Sight
 from surogate_pipeline_packed.keys import Fixed, parts_of
 from surogate_pipeline_packed.ledger import Ledger
 from surogate_pipeline_packed.place import Gathered
@@ -38,7 +39,8 @@ class Prepared:
 @frozen
 class Work:
     """What the data phase works with: the options, how to find a format's offer, the tokenizer, and where notices go. ``cache`` is
-    the directory where encoded rows are kept, None to keep none; ``live`` lets progress be shown on stderr."""
+    the directory where encoded rows are kept, None to keep none; ``live`` lets progress be shown on stderr; ``sight`` is how the
+    model sees images, None for one that takes none."""
 
     core: CoreOptions
     own: Options
@@ -47,6 +49,7 @@ class Work:
     report: Callable[[str], None]
     cache: Path | None = None
     live: bool = False
+    sight: Sight | None = None
 
 
 def prepare(work: Work) -> Prepared:
@@ -57,7 +60,8 @@ def prepare(work: Work) -> Prepared:
     """
     core = work.core
     apply_template(work.own.template, work.tokenizer, work.own.response_prefix)
-    fixed = Fixed.of(work.tokenizer, core, work.own) if work.cache is not None else None
+    processor = work.sight.processor if work.sight is not None else None
+    fixed = Fixed.of(work.tokenizer, core, work.own, processor) if work.cache is not None else None
     ledger = Ledger()
     train, files = _side(core.datasets, "datasets", core.train_seed, work, fixed, ledger)
     held: Corpus | None
@@ -84,12 +88,13 @@ def _side(
     for index, options in enumerate(datasets):
         where = f"{key}[{index}]"
         source = open_source(options, where, seed, work.own.streaming)
-        job = Job(work.format(options.type), options.format_options, work.core, work.own, work.tokenizer)
+        sight = _sight(work, options)
+        job = Job(work.format(options.type), options.format_options, work.core, work.own, work.tokenizer, sight)
         form = job.build()
         final = settled(options, form, source, where, work.report)
         if final is not options:
             options = final
-            job = Job(work.format(options.type), options.format_options, work.core, work.own, work.tokenizer)
+            job = Job(work.format(options.type), options.format_options, work.core, work.own, work.tokenizer, sight)
             form = job.build()
         limit, how = work.core.sequence_len, "split"
         if form.overlong != "split":
@@ -98,7 +103,7 @@ def _side(
         first_file = gathered.open(source.files)
         files.append(first_file)
         store = Store(
-            entry=_entry(work, fixed, job.offer, options, source),
+            entry=_entry(work, fixed, job, options, source),
             source=source,
             job=job,
             form=form,
@@ -113,14 +118,23 @@ def _side(
             work.report(f"{where} {options.path}: {line}")
         ledger.add(counted)
     gathered.check_kinds(key)
-    return gathered.corpus(), files
+    return gathered.corpus(work.sight), files
 
 
-def _entry(work: Work, fixed: Fixed | None, offer: Offer, options: DatasetOptions, source: Source) -> Entry | None:
+def _sight(work: Work, options: DatasetOptions) -> Sight | None:
+    """How the images of this data set are found: relative paths start from its directory, then from the working directory."""
+    if work.sight is None:
+        return None
+    path = Path(options.path).expanduser()
+    here = [path if path.is_dir() else path.parent] if path.exists() else []
+    return evolve(work.sight, roots=(*here, Path.cwd()))
+
+
+def _entry(work: Work, fixed: Fixed | None, job: Job, options: DatasetOptions, source: Source) -> Entry | None:
     """Where the cache keeps what is made of this data set; None without a cache, or when the data have no lasting name."""
     if work.cache is None or fixed is None:
         return None
-    parts = parts_of(fixed, offer, options, work.tokenizer, source, work.cache / "files")
+    parts = parts_of(fixed, job.offer, options, work.tokenizer, source, work.cache / "files", job.sight)
     label = {"path": options.path, "type": options.type, "tokenizer": str(work.tokenizer.name_or_path)}
     if parts is None:
         work.report(f"{options.path}: not kept in the cache: the data are in memory, so that no later run can know them again")

@@ -24,7 +24,7 @@ SUFFIX = ".safetensors"
 LEAST_ROWS = 64
 MOST_TOKENS = 4 << 20
 LEAST_TOKENS = 1 << 19
-KINDS: dict[str, np.dtype[Any]] = {"I32": np.dtype("<i4"), "F32": np.dtype("<f4"), "I64": np.dtype("<i8")}
+KINDS: dict[str, np.dtype[Any]] = {"I32": np.dtype("<i4"), "F32": np.dtype("<f4"), "I64": np.dtype("<i8"), "U8": np.dtype("u1")}
 
 
 def full(start: int, rows: int, tokens: int) -> bool:

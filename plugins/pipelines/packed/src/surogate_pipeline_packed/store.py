@@ -87,15 +87,15 @@ class Store:
     def _encoded(self, start: int, stop: int | None, counter: Counter) -> Iterator[Part]:
         """The rows from ``start`` to before ``stop``, a shard a part."""
         waiting: list[Part] = []
-        rows = tokens = 0
+        rows = size = 0
         workers = workers_for(self.job.own, self.form, self.source.size)
         for part in encode(self.source.rows(start, stop), self.job, self.form, workers):
             waiting.append(part)
-            rows, tokens = rows + len(part.rows), tokens + len(part.tokens)
+            rows, size = rows + len(part.rows), size + part.size
             counter.add(len(part.rows))
-            if shard.full(start, rows, tokens):
+            if shard.full(start, rows, size):
                 yield self._kept(start, join(waiting))
-                start, rows, tokens, waiting = start + rows, 0, 0, []
+                start, rows, size, waiting = start + rows, 0, 0, []
         if waiting:
             yield self._kept(start, join(waiting))
         self._unchanged()

@@ -25,6 +25,7 @@ from surogate_core.contracts import Format, FormatContext, Sample
 from surogate_core.errors import BadRow, DataError
 from surogate_core.offers import Offer
 from surogate_pipeline_packed.chat import Renderer, background, weigh
+from surogate_pipeline_packed.images.sight import Sight, Watched
 from surogate_pipeline_packed.part import Part, part_of
 from surogate_pipeline_packed.plugin import Options
 from surogate_pipeline_packed.read import Row
@@ -44,6 +45,7 @@ class Job:
     core: CoreOptions
     own: Options
     tokenizer: Any
+    sight: Sight | None = None
 
     def build(self) -> Format:
         context = FormatContext(
@@ -51,10 +53,11 @@ class Job:
             tokenizer=self.tokenizer,
             system=self.own.system,
             background=background(self.own.loss_scale),
-            render=Renderer.of(self.own, self.tokenizer),
+            render=Renderer.of(self.own, self.tokenizer, self.sight),
             weigh=partial(weigh, self.tokenizer),
         )
-        return self.offer.load()(self.options, context)
+        form = self.offer.load()(self.options, context)
+        return form if self.sight is None else Watched(form, self.sight)
 
 
 def encode_rows(form: Format, rows: Sequence[Row]) -> Part:

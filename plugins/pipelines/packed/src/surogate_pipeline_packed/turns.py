@@ -56,7 +56,8 @@ class View:
             content, thought = message.get("content"), message.get("reasoning_content")
             if message.get("role") == "assistant" and isinstance(content, str):
                 content = content.split("</think>")[-1]
-            if isinstance(content, str) and not _shown(content, whole):
+            texts = [content] if isinstance(content, str) else [part.get("text", "") for part in content or ()]
+            if not all(_shown(text, whole) for text in texts):
                 raise BadRow(f"the chat template does not show a message of role {message.get('role')}")
             # A thought may be left out of the history, as it is when the model is served, but not out of the turn itself.
             if isinstance(thought, str) and not _shown(thought, whole) and not _shown(thought, self.prefix(i + 1)):
@@ -215,12 +216,14 @@ def contents(messages: Sequence[Message], whole: str, turns: Mapping[int, tuple[
             at = max(at, turns[i][1])
             continue
         said = message.get("content")
-        text = said.strip() if isinstance(said, str) else ""
         limit = next((start for k, start in following if k > i), len(whole))
-        start = whole.find(text, at, limit) if text else -1
-        if start >= 0:
-            at = start + len(text)
-            yield i, start, at
+        for part in said if isinstance(said, list) else [said]:  # texts between images
+            found = part.get("text") if isinstance(part, Mapping) else part
+            text = found.strip() if isinstance(found, str) else ""
+            start = whole.find(text, at, limit) if text else -1
+            if start >= 0:
+                at = start + len(text)
+                yield i, start, at
 
 
 def _shown(text: str, whole: str) -> bool:

@@ -42,6 +42,7 @@ def tokenize(config: Path, words: tuple[str, ...], preview: int | None, html: Pa
     pipeline = build(loaded.of(Options), PipelineContext(config=core, format=functools.partial(host.offer, "datasets")))
     tokenizer = source.tokenizer()
     data = pipeline.prepare(tokenizer, functools.partial(output.note, quiet=quiet), live=not quiet)
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor
     if dump is not None:
         count = look.dump(look.pieces(data), tokenizer, dump)
         output.note(f"{dump}: {count:,} samples", quiet=quiet)
