@@ -88,7 +88,7 @@ def test_a_weight_is_quantised_once_until_it_changes(module: Any, weight: nn.Par
 def test_after_a_step_trained_weights_are_quantised_again_and_frozen_ones_are_not(module: Any, weight: nn.Parameter) -> None:
     recipe = module.build(Options(), testing.context())
     trained, frozen = (recipe.linear(testing.site(32, 32, name=name)) for name in "ab")
-    still = weight.detach().clone()
+    still = nn.Parameter(weight.detach().clone(), requires_grad=False)
     x = torch.randn(16, 32)
     before = trained(x, weight, None), frozen(x, still, None)
     weight.data.mul_(3)  # leaves no trace in the version
