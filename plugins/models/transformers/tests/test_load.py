@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from surogate_model_transformers import fill_slots, list_sites, load_model, load_tokenizer, read_config, skeleton
+from surogate_model_transformers import blocks as list_blocks
+from surogate_model_transformers import fill_slots, list_sites, load_model, load_tokenizer, read_config, run_hidden, skeleton
 from surogate_model_transformers.attention import IMPLEMENTATION
 
 from surogate_core.errors import ModelError
@@ -258,3 +259,33 @@ def test_models_without_rotary_positions_cannot_be_scaled(tiny: Any, core: Any) 
 def test_no_tokenizer(tiny: Any, core: Any) -> None:
     with pytest.raises(ModelError, match="the tokenizer cannot be loaded"):
         load_tokenizer(core(tiny("llama")[1]))
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3", "phi3", "gpt_oss", "qwen3_moe", "gpt2"])
+def test_projections_that_start_at_zero_make_each_block_the_identity(family: str, tiny: Any, load: Any, packed: Any) -> None:
+    """transformers' own hidden states: what goes into the first block comes out of the last. Other weights are as without it."""
+    directory = tiny(family)[1]
+    plain = load(directory, from_scratch=True, model_dtype="fp32")
+    model = load(directory, from_scratch=True, model_dtype="fp32", init_projections_to_zero=True)
+    run_hidden(model, packed([[9, 12], [20]]))  # the first call also looks how the model behaves
+    states = []
+    for layer in list_blocks(model)[1]:
+        layer.register_forward_pre_hook(lambda module, args: states.append(args[0]))
+        layer.register_forward_hook(lambda module, args, out: states.append(out[0] if isinstance(out, tuple) else out))
+    with torch.no_grad():
+        run_hidden(model, packed([[9, 12], [20]]))
+    assert len(states) >= 4
+    assert all(torch.equal(states[0], state) for state in states)
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, plain.state_dict()[name])}
+    assert changed
+    assert all(not model.state_dict()[name].any() for name in changed)
+
+
+def test_projections_of_weights_that_are_read_stay() -> None:
+    from surogate_core.config import load as load_config
+    from surogate_core.errors import ConfigError
+    from surogate_core.host import load_host
+
+    data = [{"path": "owner/name", "type": "text"}]
+    with pytest.raises(ConfigError, match="would overwrite weights"):
+        load_config({"model": "owner/model", "datasets": data, "init_projections_to_zero": True}, load_host())

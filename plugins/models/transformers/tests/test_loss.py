@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from surogate_model_transformers import batch_loss, check_head, load_model, load_tokenizer, logits, read_config
 from surogate_model_transformers import loss as loss_module
 from surogate_model_transformers.loss import head_loss
+from surogate_model_transformers.source import Transformers
 
 
 @pytest.mark.parametrize("frozen", [False, True])
@@ -64,6 +65,33 @@ def test_logits_are_never_all_there(monkeypatch: pytest.MonkeyPatch) -> None:
     x, head = torch.randn(1000, 4, requires_grad=True), torch.randn(1000, 4)
     head_loss(x, head, None, torch.zeros(1000, dtype=torch.int64), torch.ones(1000)).backward()
     assert max(sizes) == 128 * 1000
+
+
+def test_chunks_of_the_head_are_as_many_as_asked_for(
+    tiny: Any, load: Any, packed: Any, core: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The budget of bytes would take all tokens at once. Losses and gradients are those of one chunk."""
+    sizes: list[int] = []
+    original = loss_module._logits
+
+    def counted(*args: Any) -> torch.Tensor:
+        z = original(*args)
+        sizes.append(len(z))
+        return z
+
+    monkeypatch.setattr(loss_module, "_logits", counted)
+    model, found = load(tiny("llama")[1], model_dtype="fp32"), []
+    for chunks in (1, 4):
+        sizes.clear()
+        model.zero_grad()
+        loss = Transformers(core(tiny("llama")[1], lmhead_chunks=chunks)).loss(model, packed([[9, 12], [20]]))
+        loss.backward()
+        found.append((loss.detach(), [parameter.grad.clone() for parameter in model.parameters()]))
+        tokens = sum(sizes)
+        assert max(sizes) == -(-tokens // chunks)
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-6, atol=1e-6)
+    for one, other in zip(found[0][1], found[1][1], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
 def test_tokens_without_weight_are_dropped_before_the_head(

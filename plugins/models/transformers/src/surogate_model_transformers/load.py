@@ -26,6 +26,7 @@ from surogate_model_transformers.attention import IMPLEMENTATION
 from surogate_model_transformers.config import PICKLE_FILES, SAFE_FILES, fetch, first_line, weight_files
 from surogate_model_transformers.plugin import Settings
 from surogate_model_transformers.quiet import quiet
+from surogate_model_transformers.sites import blocks
 from surogate_model_transformers.slots import SLOTS, SlotLinear, slot_layers, slot_names
 from surogate_model_transformers.vision import has_vision
 
@@ -120,12 +121,36 @@ def _attention(hf_config: Any) -> Any:
     return {"": IMPLEMENTATION, "text_config": IMPLEMENTATION, "vision_config": "sdpa"}
 
 
+PROJECTIONS = ("o_proj", "down_proj", "out_proj", "c_proj", "dense_4h_to_h", "fc2", "w2")
+"""Names that families give to the last linear layer of attention and MLP, and to stacked ones of experts."""
+
+
+def _zero_projections(model: Any) -> None:
+    """``init_projections_to_zero``: weights and biases. Raises ModelError for a family that has none of these names."""
+    _, layers = blocks(model)
+    found = [
+        parameter
+        for path, parameter in layers.named_parameters()
+        if {part.removesuffix("_bias") for part in path.split(".")} & set(PROJECTIONS)
+    ]
+    if not found:
+        raise ModelError(
+            f"no layer of a {model.config.model_type} block is called {', '.join(PROJECTIONS)}",
+            where="init_projections_to_zero",
+            how="set init_projections_to_zero = false",
+        )
+    for parameter in found:
+        nn.init.zeros_(parameter)
+
+
 def _random(hf_config: Any, settings: Settings, prepare: Callable[[Any], object] | None) -> Any:
     with quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.core.train_seed)
         model = _model_class(hf_config, settings)._from_config(
             copy.deepcopy(hf_config), dtype=torch.float32, attn_implementation=_attention(hf_config)
         )
+    if settings.own.init_projections_to_zero:
+        _zero_projections(model)
     _cast(model, DTYPES[settings.core.model_dtype])
     if prepare is not None:
         prepare(model)

@@ -38,8 +38,9 @@ def logits(model: Any, batch: Any) -> Tensor:
     return model(input_ids=batch.input_ids, **model_inputs(model, batch), use_cache=False, documents=documents).logits
 
 
-def batch_loss(model: Any, batch: Any) -> Tensor:
-    """Sum over the batch of weight × cross-entropy, nats: a differentiable scalar in float32, or float64 for float64 modules."""
+def batch_loss(model: Any, batch: Any, chunks: int = 1) -> Tensor:
+    """Sum over the batch of weight × cross-entropy, nats: a differentiable scalar in float32, or float64 for float64 modules.
+    ``chunks`` as in :func:`head_loss`."""
     if not getattr(model, "_surogate_head", True):
         everything = logits(model, batch)
         exact = _exact(everything)
@@ -53,7 +54,7 @@ def batch_loss(model: Any, batch: Any) -> Tensor:
             x, labels, weights = x.index_select(0, kept), labels[kept], weights[kept]
     head = model.get_output_embeddings()
     scale, softcap = head_scaling(model)
-    return head_loss(x, head.weight, getattr(head, "bias", None), labels, weights, scale=scale, softcap=softcap)
+    return head_loss(x, head.weight, getattr(head, "bias", None), labels, weights, scale=scale, softcap=softcap, chunks=chunks)
 
 
 def head_loss(
@@ -65,13 +66,15 @@ def head_loss(
     *,
     scale: float = 1.0,
     softcap: float | None = None,
+    chunks: int = 1,
 ) -> Tensor:
     """Sum of ``weights`` × cross-entropy of ``softcap·tanh((x·weightᵀ + bias)·scale / softcap)`` against ``labels``.
 
     x (T, H), weight (V, H), bias (V,) or None, labels (T,) int64 (ignored where the weight is 0), weights (T,). The result is
-    float32, float64 for float64 x; so is the accumulator of the head's gradient.
+    float32, float64 for float64 x; so is the accumulator of the head's gradient. The logits of at most T / ``chunks`` tokens are
+    there at once, fewer where the budget of bytes says so.
     """
-    return _HeadLoss.apply(x, weight, bias, labels, weights, scale, softcap)
+    return _HeadLoss.apply(x, weight, bias, labels, weights, scale, softcap, chunks)
 
 
 def head_scaling(model: Any) -> tuple[float, float | None]:
@@ -129,11 +132,12 @@ class _HeadLoss(torch.autograd.Function):
         weights: Tensor,
         scale: float,
         softcap: float | None,
+        chunks: int,
     ) -> Tensor:
         need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
         backward, exact = need_x or need_weight or need_bias, _exact(x)
         budget = CHUNK_BYTES if x.device.type == "cpu" else CHUNK_BYTES_GPU
-        rows = max(128, budget // (4 * weight.shape[0]) // 128 * 128)
+        rows = min(max(128, budget // (4 * weight.shape[0]) // 128 * 128), max(1, -(-len(x) // chunks)))
         total = torch.zeros((), dtype=exact, device=x.device)
         grad_x = torch.empty_like(x) if need_x else None
         grad_weight = torch.zeros_like(weight, dtype=exact) if need_weight else None
@@ -169,6 +173,7 @@ class _HeadLoss(torch.autograd.Function):
             None if grad_x is None else grad_x * grad.to(grad_x.dtype),
             None if grad_weight is None else (grad_weight * grad).to(ctx.dtypes[0]),
             None if grad_bias is None else (grad_bias * grad).to(ctx.dtypes[1]),
+            None,
             None,
             None,
             None,

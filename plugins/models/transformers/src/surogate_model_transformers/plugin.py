@@ -34,6 +34,13 @@ class Options:
         default=None,
         metadata=doc("`linear`, `dynamic` or `yarn` (with `max_model_len`), or a JSON object that replaces the model's."),
     )
+    lmhead_chunks: int = field(
+        default=1, validator=ge(1), metadata=doc("Parts in which head and loss go through the tokens, at least: less memory.")
+    )
+    init_projections_to_zero: bool = field(
+        default=False,
+        metadata=doc("With `from_scratch`, start the last linear layers of attention and MLP at zero: each block is the identity."),
+    )
     torch_dtype: Literal["bfloat16", "float16", "float32"] | None = field(
         default=None, metadata=doc("Precision in which weights are read. Unset: as stored.")
     )
@@ -55,8 +62,12 @@ def register_models() -> list[Offer]:
 
 @hookimpl
 def check_config(config: Config) -> list[Problem]:
-    """A way to reach further that cannot be meant."""
+    """Projections of weights that are read, and a way to reach further that cannot be meant."""
     own = config.of(Options)
+    if own.init_projections_to_zero and not config.core.from_scratch:
+        what = "init_projections_to_zero = true would overwrite weights of the model: it is for from_scratch = true"
+        place = f"{config.origins['init_projections_to_zero']}, key init_projections_to_zero"
+        return [Problem(what, where=place, how="set from_scratch = true, or init_projections_to_zero = false")]
     value = own.rope_scaling
     if value is None:
         return []
