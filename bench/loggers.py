@@ -22,13 +22,13 @@ from typing import Any
 
 import torch
 from attrs import frozen
+from surogate_loop_standard.fanout import Fanout
+from surogate_loop_standard.records import Records
 
 from surogate_core.config.options import CoreOptions
 from surogate_core.contracts import Logger, LoggerContext
 from surogate_core.host import load_host
 from surogate_core.offers import Offer
-from surogate_core.train.fanout import Fanout
-from surogate_core.train.records import Records
 
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 8: 2.365, 10: 2.262, 12: 2.201, 16: 2.131, 20: 2.093}
 """Student's t for a two-sided 95 % interval of the mean of so many values."""

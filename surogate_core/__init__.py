@@ -19,7 +19,7 @@ __all__ = ["BadRow", "Offer", "Problem", "SurogateError", "__version__", "betwee
 def run(config: Any, **overrides: Any) -> Any:
     """Train. ``config`` is a path to a TOML or YAML file, or a dict with the same keys; ``overrides`` win over it.
 
-    Returns the :class:`~surogate_core.train.run.Summary` of the run. Raises :class:`~surogate_core.errors.SurogateError`.
+    Returns the :class:`~surogate_core.contracts.Summary` of the run. Raises :class:`~surogate_core.errors.SurogateError`.
     """
     from surogate_core.train.run import run as train
 

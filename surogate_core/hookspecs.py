@@ -53,6 +53,12 @@ def register_checkpoints() -> list[Offer]:
 
 
 @hookspec
+def register_loops() -> list[Offer]:
+    """The training loop, chosen by ``training_loop``. ``build(options, context)`` returns a
+    :class:`~surogate_core.contracts.Loop`, which makes a run of a plan and is who asks the observers below."""
+
+
+@hookspec
 def register_recipes() -> list[Offer]:
     """Precision recipes, chosen by ``recipe``. ``build(options, context)`` returns a :class:`~surogate_core.contracts.Recipe`,
     which fills the compute slot of the linear layers that it claims."""

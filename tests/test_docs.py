@@ -67,6 +67,7 @@ def test_homes_of_keys_and_names_are_those_of_the_plugins() -> None:
         "models": "model_backend",
         "pipelines": "data_pipeline",
         "checkpoints": "checkpoint_store",
+        "loops": "training_loop",
         "recipes": "recipe",
         "optimizers": "optimizer",
         "schedules": "lr_scheduler_type",

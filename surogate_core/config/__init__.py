@@ -221,7 +221,7 @@ def _datasets(reading: Reading, root: str, origins: dict[str, str], owners: dict
 
 def _names(reading: Reading, flat: dict[str, Any]) -> None:
     """Replace names by the installed offers' own spelling."""
-    for key in ("model_backend", "data_pipeline", "checkpoint_store", "recipe", "optimizer", "lr_scheduler_type"):
+    for key in ("model_backend", "data_pipeline", "checkpoint_store", "training_loop", "recipe", "optimizer", "lr_scheduler_type"):
         if key not in reading.bad:
             flat[key] = reading.name(key, key, flat[key])
     if flat["report_to"] and "report_to" not in reading.bad:

@@ -20,6 +20,7 @@ CHOSEN_BY = {
     "model_backend": "models",
     "data_pipeline": "pipelines",
     "checkpoint_store": "checkpoints",
+    "training_loop": "loops",
     "recipe": "recipes",
     "optimizer": "optimizers",
     "lr_scheduler_type": "schedules",

@@ -72,6 +72,7 @@ class CoreOptions:
         default="bf16", metadata=doc("Precision of weights and activations in the computation.")
     )
 
+    training_loop: str = field(default="standard", metadata=doc("What makes a run of the plan: steps, records, checkpoints."))
     model_backend: str = field(default="transformers", metadata=doc("What reads, runs and writes the model."))
 
     # Computation

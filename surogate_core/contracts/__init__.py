@@ -14,6 +14,7 @@ from surogate_core.contracts.context import (  # noqa: F401
     RunInfo,
 )
 from surogate_core.contracts.data import Batch, Batches, Data, Format, Pipeline, Sample, Step  # noqa: F401
+from surogate_core.contracts.loop import Loop, Summary  # noqa: F401
 from surogate_core.contracts.model import (  # noqa: F401
     Adapter,
     Attaches,

@@ -11,6 +11,7 @@ from surogate_core.config import Config
 from surogate_core.contracts import (
     Adapter,
     CheckpointStore,
+    Loop,
     ModelSource,
     Optimizer,
     Outline,
@@ -66,6 +67,7 @@ class Plan:
     model_source: ModelSource
     pipeline: Pipeline
     checkpoints: CheckpointStore
+    loop: Loop
     outline: Outline
     slots: Mapping[str, Slots]
     fused: Mapping[str, Fused]

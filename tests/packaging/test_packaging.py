@@ -22,6 +22,7 @@ KINDS = {
     "models": "model",
     "pipelines": "pipeline",
     "checkpoints": "checkpoint",
+    "loops": "loop",
     "recipes": "recipe",
     "adapters": "adapter",
     "quantizers": "quantizer",

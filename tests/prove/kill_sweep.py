@@ -28,11 +28,12 @@ from pathlib import Path
 from typing import Any
 
 from surogate_command_verify.verify import compare
+from surogate_loop_standard import session
 from surogate_model_transformers import testing as models_testing
 
 import surogate_core
 from surogate_core import testing
-from surogate_core.train import durable, session
+from surogate_core.train import durable
 
 SINGLE = ("make_directory", "write", "flush", "rename", "link", "unlink", "remove_directory")
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -19,9 +19,10 @@ from surogate_model_transformers.testing import tiny_vision_model
 
 from surogate_core import testing
 from surogate_core.config import load
+from surogate_core.contracts import Summary
 from surogate_core.errors import ResumeError
 from surogate_core.host import load_host
-from surogate_core.train.run import Summary, execute
+from surogate_core.train.run import execute
 
 COLOURS = {"red": (255, 0, 0), "sky": (0, 255, 255)}
 BLIND = math.log(2) / 4

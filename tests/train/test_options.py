@@ -15,9 +15,9 @@ import pytest
 import surogate_core
 from surogate_core import testing
 from surogate_core.config import load
+from surogate_core.contracts import Summary
 from surogate_core.host import load_host
 from surogate_core.plan import make_plan
-from surogate_core.train.run import Summary
 from surogate_core.train.setup import build
 
 Run = Callable[..., tuple[Summary, list[dict[str, Any]]]]

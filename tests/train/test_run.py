@@ -20,9 +20,10 @@ from safetensors.torch import load_file, save_file
 import surogate_core
 from surogate_core import testing
 from surogate_core.config import load
+from surogate_core.contracts import Summary
 from surogate_core.errors import NonFiniteLoss, ResumeError
 from surogate_core.host import load_host
-from surogate_core.train.run import Summary, execute
+from surogate_core.train.run import execute
 
 TEXT = [{"text": f"Number {number} is followed by {number + 1}; twice {number} is {2 * number}."} for number in range(60)]
 PAIRS = [{"q": f"What is {number} + 1?", "a": f"It is {number + 1}."} for number in range(30)]
@@ -242,9 +243,9 @@ def test_a_non_finite_loss_names_step_rate_and_samples(config: dict[str, Any], t
 
 
 def test_two_runs_cannot_share_a_directory(config: dict[str, Any]) -> None:
-    from surogate_core.train.lock import OutputLock
+    from surogate_loop_standard.lock import OutputLock
 
-    code = f"from pathlib import Path\nfrom surogate_core.train.lock import OutputLock\nimport sys\n\
+    code = f"from pathlib import Path\nfrom surogate_loop_standard.lock import OutputLock\nimport sys\n\
 with OutputLock(Path({config['output_dir']!r})):\n    print('held', flush=True)\n    sys.stdin.read()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None

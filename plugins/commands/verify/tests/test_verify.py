@@ -203,7 +203,7 @@ def test_a_mean_of_means_is_found(config: Path, monkeypatch: pytest.MonkeyPatch)
             total += loss.detach()
         return total
 
-    monkeypatch.setattr("surogate_core.train.loop.accumulate", mean_of_means)
+    monkeypatch.setattr("surogate_loop_standard.loop.accumulate", mean_of_means)
     done = CliRunner().invoke(main, ["verify", "batch", str(config)])
     assert done.exit_code == 1
     assert "the gradient depends on the batch split" in done.stderr

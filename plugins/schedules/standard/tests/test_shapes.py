@@ -8,10 +8,10 @@ from fractions import Fraction
 
 import pytest
 import torch
+from surogate_loop_standard.schedules import learning_rate
 
 from surogate_core import testing
 from surogate_core.host import load_host
-from surogate_core.train.schedules import learning_rate
 
 
 def rates(total: int, **options: object) -> list[float]:

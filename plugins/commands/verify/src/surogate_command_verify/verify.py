@@ -168,8 +168,9 @@ def batch(config: Path, words: tuple[str, ...]) -> None:
 
 
 def _gradients(config: Any, host: Any, rows: int, sizes: Sequence[int]) -> Iterator[tuple[int, float, dict[str, Tensor]]]:
+    from surogate_loop_standard.loop import accumulate
+
     from surogate_core.plan import make_plan
-    from surogate_core.train.loop import accumulate
     from surogate_core.train.setup import build
 
     plan = make_plan(config, host)

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from surogate_loop_standard.fanout import Fanout
+from surogate_loop_standard.records import Records, encode, redact
 
 from surogate_core.errors import SaveFailed
 from surogate_core.offers import Offer
 from surogate_core.train import durable
-from surogate_core.train.fanout import Fanout
-from surogate_core.train.records import Records, encode, redact
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

@@ -12,19 +12,20 @@ from typing import Any
 import attrs
 import torch
 
-from surogate_core.contracts import Batches, Data, FollowsSteps, LoggerContext, ObserverContext, RunInfo, Saved
+from surogate_core.contracts import Batches, Data, FollowsSteps, LoggerContext, ObserverContext, RunInfo, Saved, Summary
 from surogate_core.errors import PlanError, ResumeError, SurogateError
-from surogate_core.host import Host, Observers, attributed
+from surogate_core.host import Host, attributed
 from surogate_core.offers import Offer, Owner
 from surogate_core.plan import Plan
-from surogate_core.train import drift
-from surogate_core.train.fanout import Fanout
-from surogate_core.train.loop import Job, Progress, train
-from surogate_core.train.records import Records, redact
-from surogate_core.train.run import Summary, resume_command
+from surogate_core.train.run import resume_command
 from surogate_core.train.setup import Trainee, bind_optimizer, build
-from surogate_core.train.signals import StopRequest
-from surogate_core.train.state import progress_from, progress_state, read_files, rehearse, saved_bytes, write_files
+from surogate_loop_standard import drift
+from surogate_loop_standard.fanout import Fanout
+from surogate_loop_standard.loop import Job, Progress, train
+from surogate_loop_standard.observers import Observers
+from surogate_loop_standard.records import Records, redact
+from surogate_loop_standard.signals import StopRequest
+from surogate_loop_standard.state import progress_from, progress_state, read_files, rehearse, saved_bytes, write_files
 
 
 class Session:

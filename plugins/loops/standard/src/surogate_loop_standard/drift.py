@@ -13,7 +13,7 @@ import torch
 from surogate_core.config import Config
 from surogate_core.errors import Problem, ResumeError
 from surogate_core.host import Host
-from surogate_core.train.records import redact
+from surogate_loop_standard.records import redact
 
 CANNOT_CHANGE_THE_RESULT = {
     "run_name",
@@ -76,7 +76,7 @@ def _takes_part(distribution: str, host: Host, config: Config) -> bool:
     """Whether a plugin has a say in this run: it owns something chosen, or cannot be told."""
     core = config.core
     chosen = {("recipes", core.recipe), ("optimizers", core.optimizer), ("schedules", core.lr_scheduler_type)}
-    chosen |= {("models", core.model_backend), ("pipelines", core.data_pipeline)}
+    chosen |= {("models", core.model_backend), ("pipelines", core.data_pipeline), ("loops", core.training_loop)}
     chosen |= {("fusions", name) for name in host.offers("fusions")}
     chosen |= {("adapters", core.adapter)} if core.lora else set()
     chosen |= {("datasets", data.type) for data in core.datasets or ()}

@@ -8,13 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-from surogate_core.train.signals import StopRequest
+from surogate_loop_standard.signals import StopRequest
 
 CHILD = """
 import signal, sys, time
 from pathlib import Path
-from surogate_core.train.signals import StopRequest
+from surogate_loop_standard.signals import StopRequest
 signal.signal(signal.SIGINT, signal.default_int_handler)
 before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
 with StopRequest(lambda text: print(text, flush=True), Path(".")) as stop:

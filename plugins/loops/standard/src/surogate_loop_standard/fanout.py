@@ -11,7 +11,7 @@ from typing import Any
 
 from surogate_core.contracts import KeepsState, Logger
 from surogate_core.offers import Offer
-from surogate_core.train.records import redact
+from surogate_loop_standard.records import redact
 
 WAITING = 10_000
 """Records that may wait for one logger; what comes while so many wait is left out for it."""

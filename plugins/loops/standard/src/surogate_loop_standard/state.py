@@ -16,9 +16,9 @@ from torch import Tensor
 from surogate_core.contracts import OptimizerState
 from surogate_core.errors import ResumeError, SaveFailed
 from surogate_core.plan import Plan
-from surogate_core.train.loop import Progress
-from surogate_core.train.records import redact
 from surogate_core.train.setup import Trainee
+from surogate_loop_standard.loop import Progress
+from surogate_loop_standard.records import redact
 
 
 def write_files(directory: Path, plan: Plan, trainee: Trainee, optimizer: OptimizerState, tokenizer: Any) -> None:

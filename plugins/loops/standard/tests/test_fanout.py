@@ -5,10 +5,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
+from surogate_loop_standard.fanout import Fanout
 
 from surogate_core.contracts import Logger
 from surogate_core.offers import Offer, Owner
-from surogate_core.train.fanout import Fanout
 
 
 class Listener:

@@ -7,14 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from surogate_loop_standard.lock import OutputLock
 
 from surogate_core.errors import ResumeError
-from surogate_core.train.lock import OutputLock
 
 HOLD = r"""
 import os, sys, time
 from pathlib import Path
-from surogate_core.train.lock import OutputLock
+from surogate_loop_standard.lock import OutputLock
 with OutputLock(*map(Path, sys.argv[2:])):
     if sys.argv[1] == "fork" and os.fork() == 0:
         os.write(1, f"child {os.getpid()}\n".encode())  # in one piece: two processes write here

@@ -21,7 +21,7 @@ from surogate_core.contracts import Batches, Decision, OptimizerState, Paralleli
 from surogate_core.errors import NonFiniteLoss
 from surogate_core.offers import Owner
 from surogate_core.train.evaluate import Loss, evaluate
-from surogate_core.train.schedules import learning_rate
+from surogate_loop_standard.schedules import learning_rate
 
 Mark = Callable[[str], object]
 Tell = Callable[[str, dict[str, Any]], list[tuple[Owner, Any]]]

@@ -1,0 +1,1 @@
+"""The training loop of surogate, a plugin like all others: ``training_loop = "standard"``."""
