@@ -2,8 +2,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
-PROJECTS := pyproject.toml $(wildcard native/*/pyproject.toml plugins/*/*/pyproject.toml)
-PACKAGES := surogate_core $(wildcard native/*/src/surogate_* plugins/*/*/src/surogate_*)
+PROJECTS := pyproject.toml $(wildcard libraries/*/pyproject.toml native/*/pyproject.toml plugins/*/*/pyproject.toml)
+PACKAGES := surogate_core $(wildcard libraries/*/src/surogate_* native/*/src/surogate_* plugins/*/*/src/surogate_*)
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false DO_NOT_TRACK=1
 
 .PHONY: setup quickstart test prove lint bench wheels
@@ -39,4 +39,4 @@ $(VENV)-bench/installed: $(VENV)/installed $(wildcard bench/requirements*.txt)
 	$(VENV)-bench/bin/python -m pip install --quiet --no-deps -r bench/requirements-alone.txt && touch $@
 
 wheels: setup
-	$(BIN)/python -m pip wheel --quiet --no-deps --no-index --no-build-isolation --wheel-dir dist . $(sort $(dir $(filter native/% plugins/%,$(PROJECTS))))
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-index --no-build-isolation --wheel-dir dist . $(sort $(dir $(filter-out pyproject.toml,$(PROJECTS))))

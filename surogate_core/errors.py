@@ -21,19 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from attrs import frozen
-
-
-@frozen
-class Problem:
-    """One thing that is wrong: ``what`` (given, wanted), ``where`` it is, ``how`` to mend it. Each is one line."""
-
-    what: str
-    where: str = ""
-    how: str = ""
-
-    def lines(self) -> list[str]:
-        return [self.what] + [f"  {label}: {text}" for label, text in (("where", self.where), ("how", self.how)) if text]
+from surogate_settings.problem import Problem
 
 
 class SurogateError(Exception):

@@ -21,8 +21,12 @@ from typing import Any
 
 import attrs
 from attrs import frozen
+from surogate_settings.ranges import Range, between, ge, gt
+from surogate_settings.sources import normal_name
 
 from surogate_core.errors import PluginError
+
+__all__ = ["Offer", "Owner", "Range", "between", "capability", "doc", "ge", "gt", "normal_name"]
 
 
 @frozen
@@ -74,58 +78,6 @@ class Offer:
 def doc(text: str, **more: Any) -> dict[str, Any]:
     """Field metadata: the sentence that ``surogate explain``, the schema and the reference documentation show."""
     return {"doc": text, **more}
-
-
-@frozen
-class Range:
-    """An attrs validator for numbers that can say what it wants and describe itself to the JSON schema."""
-
-    low: float | None = None
-    high: float | None = None
-    above: float | None = None
-    below: float | None = None
-
-    def __call__(self, instance: object, attribute: Any, value: Any) -> None:
-        if value is None:
-            return
-        good = (
-            (self.low is None or value >= self.low)
-            and (self.high is None or value <= self.high)
-            and (self.above is None or value > self.above)
-            and (self.below is None or value < self.below)
-        )
-        if not good:
-            raise ValueError(f"must be {self}, not {value!r}")
-
-    def __str__(self) -> str:
-        parts = [(self.low, ">="), (self.above, ">"), (self.high, "<="), (self.below, "<")]
-        return " and ".join(f"{sign} {bound:g}" for bound, sign in parts if bound is not None)
-
-    def schema(self) -> dict[str, float]:
-        names = {
-            "minimum": self.low,
-            "exclusiveMinimum": self.above,
-            "maximum": self.high,
-            "exclusiveMaximum": self.below,
-        }
-        return {key: bound for key, bound in names.items() if bound is not None}
-
-
-def ge(bound: float) -> Range:
-    return Range(low=bound)
-
-
-def gt(bound: float) -> Range:
-    return Range(above=bound)
-
-
-def between(low: float, high: float) -> Range:
-    return Range(low=low, high=high)
-
-
-def normal_name(name: str) -> str:
-    """``fp8-hybrid`` and ``fp8_hybrid`` are the same name."""
-    return name.replace("-", "_")
 
 
 def capability(requires: str) -> tuple[int, int] | None:

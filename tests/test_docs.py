@@ -7,11 +7,12 @@ from pathlib import Path
 
 import attrs
 import pytest
+from surogate_loop_standard.observers import OBSERVERS
 
 from surogate_core import hookspecs
 from surogate_core.config.known import HOMES, NAME_HOMES, NOT_BUILT, NOT_BUILT_NAMES
 from surogate_core.config.options import CoreOptions, DatasetOptions
-from surogate_core.host import HOOKS, KINDS, OBSERVERS, load_host
+from surogate_core.host import HOOKS, KINDS, load_host
 
 ROOT = Path(__file__).resolve().parents[1]
 HOST = load_host()

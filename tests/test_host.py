@@ -12,7 +12,7 @@ from attrs import field, frozen
 
 from surogate_core import Offer, doc, hookimpl
 from surogate_core.errors import PluginError
-from surogate_core.host import Observers, load_host
+from surogate_core.host import load_host
 from surogate_core.offers import Owner
 from surogate_core.testing import host_with
 
@@ -181,21 +181,6 @@ def test_a_build_that_cannot_be_imported_names_its_owner() -> None:
 def observer(hook: str, function: object) -> object:
     function.__name__ = hook  # type: ignore[attr-defined]
     return type("Module", (), {hook: staticmethod(hookimpl(function))})  # type: ignore[type-var]
-
-
-def test_an_observer_that_raises_is_reported_once_and_detached() -> None:
-    calls: list[int] = []
-
-    def step_finished(record: dict[str, int]) -> None:
-        calls.append(record["step"])
-        raise ValueError("too bad")
-
-    seen: list[str] = []
-    observers = Observers(host_with(observer("step_finished", step_finished)), seen.append)
-    for step in (1, 2):
-        observers.tell("step_finished", run=None, record={"step": step})
-    assert calls == [1]
-    assert seen == ["observer test-0 1.0 raised ValueError in step_finished and is detached: too bad"]
 
 
 def test_a_check_that_raises_stops_and_is_attributed() -> None:

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
+from surogate_settings.nearest import did_you_mean
 
 from surogate_core.cli import output
-from surogate_core.config.nearest import did_you_mean
 from surogate_core.errors import Problem, SurogateError
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ def overrides(words: Sequence[str]) -> list[tuple[str, str]]:
 
     Raises click.UsageError for a word that is none of them.
     """
-    from surogate_core.config.nearest import nearest
+    from surogate_settings.nearest import nearest
 
     pairs = []
     queue = list(words)

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import attrs
 from attrs import field, frozen
+from surogate_settings.problem import UnreadableError
+from surogate_settings.sources import expand, flatten, overlay, override, read_file
 
 from surogate_core.config.catalogue import CHOSEN_BY, Catalogue, Key, catalogue
 from surogate_core.config.checks import findings, frozen_in
-from surogate_core.config.options import CoreOptions, DatasetOptions
+from surogate_core.config.options import LAYOUT, CoreOptions, DatasetOptions
 from surogate_core.config.recommended import recommend
 from surogate_core.config.resolve import Reading, tables
-from surogate_core.config.sources import LISTS, expand, flatten, overlay, override, read_file
 from surogate_core.errors import ConfigError, PluginError, Problem
 from surogate_core.offers import Owner
 
@@ -81,12 +82,15 @@ def load(
     """
     problems: list[Problem] = []
     path = None if isinstance(source, Mapping) else Path(source)
-    tree, lines, notices = (source, None, ()) if isinstance(source, Mapping) else read_file(Path(source))
+    try:
+        tree, lines, notices = (source, None, ()) if isinstance(source, Mapping) else read_file(Path(source))
+    except UnreadableError as error:
+        raise ConfigError([error.problem]) from None
     name = path.name if path else "mapping"
     preset_name = f"preset {(preset or {}).get('task', '')}".strip()
-    given = flatten(preset or {}, preset_name, None, problems)
-    given = overlay(given, flatten(tree, name, lines, problems))
-    given = override(given, overrides, problems)
+    given = flatten(preset or {}, preset_name, None, problems, LAYOUT)
+    given = overlay(given, flatten(tree, name, lines, problems, LAYOUT))
+    given = override(given, overrides, problems, LAYOUT)
     reading = Reading(catalogue(host), expand(given, problems), name, problems, list(notices))
     words = [(f"--{key.replace('_', '-')}", value if isinstance(value, str) else json.dumps(value)) for key, value in overrides]
     config = _build(reading, path, tuple(word for pair in words for word in pair), need_data)
@@ -103,13 +107,13 @@ def load(
 
 def _build(reading: Reading, path: Path | None, arguments: tuple[str, ...], need_data: bool) -> Config:
     known, given = reading.catalogue, reading.given
-    flat = {key.name: reading.typed(key, key.name) for key in known.keys.values() if key.name not in LISTS}
+    flat = {key.name: reading.typed(key, key.name) for key in known.keys.values() if key.name not in LAYOUT.lists}
     origins = {key: given[key].origin if key in given else "default" for key in flat}
     owners: dict[str, Owner | str] = {key: known.keys[key].owner for key in flat}
     for key in given:
-        if key not in known.keys and key.split(".")[0] not in LISTS:
+        if key not in known.keys and key.split(".")[0] not in LAYOUT.lists:
             reading.unknown(key)
-    for root in LISTS:
+    for root in LAYOUT.lists:
         flat[root] = _datasets(reading, root, origins, owners)
     _names(reading, flat)
     _task(reading, flat, origins)
@@ -161,7 +165,7 @@ def _in_force(reading: Reading, flat: Mapping[str, Any]) -> dict[str, Any]:
 
     for name, key in known.keys.items():
         if not key.offers or any(_chosen(known, kind, offer, flat) for kind, offer in key.offers):
-            if name not in LISTS:
+            if name not in LAYOUT.lists:
                 put(name, flat[name])
         elif name in given and name not in known.switches.values():
             users = " or ".join(
@@ -169,7 +173,7 @@ def _in_force(reading: Reading, flat: Mapping[str, Any]) -> dict[str, Any]:
                 for kind, offer in key.offers
             )
             reading.notices.append(f"{name} has no effect: it belongs to {users} ({given[name].origin})")
-    for root in LISTS:
+    for root in LAYOUT.lists:
         for index, data in enumerate(flat[root] or ()):
             for key in known.table(data.type).values():
                 holder = data if key.options is DatasetOptions else data.format_options
@@ -231,7 +235,7 @@ def _names(reading: Reading, flat: dict[str, Any]) -> None:
 def _task(reading: Reading, flat: dict[str, Any], origins: dict[str, str]) -> None:
     """Settle ``task``, ``lora`` and ``adapter``: see the documentation of ``task``."""
     if flat["task"] is None and "task" not in reading.bad:
-        types = [data.type for root in LISTS for data in flat[root] or ()]
+        types = [data.type for root in LAYOUT.lists for data in flat[root] or ()]
         text = bool(types) and all(kind == "text" for kind in types)
         plain = text and "lora" not in reading.given
         flat["task"] = "pt" if plain else "sft"

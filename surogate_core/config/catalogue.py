@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 from attrs import frozen
+from surogate_settings.structure import describe
 
 from surogate_core.config.options import CoreOptions, DatasetOptions
-from surogate_core.config.structure import describe
 from surogate_core.offers import Owner, Range
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from surogate_core.config.nearest import did_you_mean
+from surogate_settings.nearest import did_you_mean
+
 from surogate_core.config.options import CoreOptions
 
 Finding = tuple[tuple[str, ...], str, str]

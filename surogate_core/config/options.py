@@ -9,8 +9,12 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from attrs import field, frozen
+from surogate_settings.sources import Layout
 
 from surogate_core.offers import between, doc, ge, gt
+
+LAYOUT = Layout(lists=("datasets", "validation_datasets"), tables=("distributed",))
+"""Which keys of a configuration hold more keys."""
 
 
 @frozen(kw_only=True)

@@ -8,12 +8,13 @@ from typing import Any
 
 import attrs
 from attrs import define, field
+from surogate_settings.nearest import did_you_mean, nearest
+from surogate_settings.sources import Given
+from surogate_settings.structure import InvalidError, choices, describe, from_text, make_converter, members, show
 
 from surogate_core.config.catalogue import CHOSEN_BY, Catalogue, Key
 from surogate_core.config.known import HOMES, NAME_HOMES, NOT_BUILT, NOT_BUILT_NAMES
-from surogate_core.config.nearest import did_you_mean, nearest
-from surogate_core.config.sources import LISTS, Given
-from surogate_core.config.structure import InvalidError, choices, describe, from_text, make_converter, members, show
+from surogate_core.config.options import LAYOUT
 from surogate_core.errors import Problem
 from surogate_core.offers import normal_name
 
@@ -83,7 +84,7 @@ class Reading:
     def unknown(self, path: str, format_name: str | None = None) -> None:
         """A key that is not installed: not built, at home in a distribution, in the wrong place, or mistyped."""
         root, _, rest = path.partition(".")
-        table = root in LISTS and rest.partition(".")[2] != ""
+        table = root in LAYOUT.lists and rest.partition(".")[2] != ""
         name = rest.partition(".")[2] if table else path
         if not table and path in NOT_BUILT:
             given, default = self.given[path], NOT_BUILT[path]

@@ -34,6 +34,7 @@ def stand_in(**more: Any) -> SimpleNamespace:
         "models": [("transformers", None)],
         "pipelines": [("packed", PipelineOptions)],
         "checkpoints": [("local", None)],
+        "loops": [("standard", None)],
         "recipes": [("bf16", None)],
         "adapters": [("lora", LoraOptions)],
         "schedules": [("linear", None), ("cosine", None), ("wsd", None)],

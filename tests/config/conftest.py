@@ -67,6 +67,7 @@ def offers(kind: str) -> list[Offer]:
         "models": [("transformers", ModelOptions)],
         "pipelines": [("packed", PipelineOptions)],
         "checkpoints": [("local", None)],
+        "loops": [("standard", None)],
         "recipes": [("bf16", None), ("fp8_test", Fp8Options)],
         "adapters": [("lora", LoraOptions)],
         "schedules": [("linear", None), ("cosine", None), ("wsd", None)],
@@ -83,7 +84,7 @@ def stand_in(**more: Any) -> SimpleNamespace:
     def register(kind: str) -> Any:
         return hookimpl(lambda: offers(kind))
 
-    kinds = ("models", "pipelines", "checkpoints", "schedules", "recipes", "adapters", "optimizers", "datasets", "loggers")
+    kinds = ("models", "pipelines", "checkpoints", "loops", "schedules", "recipes", "adapters", "optimizers", "datasets", "loggers")
     return SimpleNamespace(
         **{f"register_{kind}": register(kind) for kind in kinds}, **{name: hookimpl(f) for name, f in more.items()}
     )

@@ -8,14 +8,14 @@ from typing import Any
 
 import attrs
 import pytest
+from surogate_settings.sources import Given
+from surogate_settings.structure import choices, members
 
 from surogate_core.config import load
 from surogate_core.config.catalogue import Catalogue, Key, catalogue
 from surogate_core.config.known import HOMES, NAME_HOMES, NOT_BUILT, NOT_BUILT_NAMES
-from surogate_core.config.options import CoreOptions, DatasetOptions
+from surogate_core.config.options import LAYOUT, CoreOptions, DatasetOptions
 from surogate_core.config.resolve import Reading
-from surogate_core.config.sources import LISTS, Given
-from surogate_core.config.structure import choices, members
 from surogate_core.errors import ConfigError, Problem
 from surogate_core.host import Host, load_host
 
@@ -142,7 +142,7 @@ def wrong_values(key: Key) -> list[Any]:
 
 
 def all_keys() -> list[tuple[str, str]]:
-    core = [("", f.name) for f in attrs.fields(CoreOptions) if f.name not in LISTS]
+    core = [("", f.name) for f in attrs.fields(CoreOptions) if f.name not in LAYOUT.lists]
     stand_in = [("", name) for name in ("lora_rank", "lora_dropout", "lora_dtype", "lora_target_modules", "log_file", "fp8_window")]
     table = [("datasets.0.", name) for name in (*TABLE_KEYS, "instruction_field", "system_prompt_type")]
     return core + stand_in + table
@@ -254,6 +254,7 @@ def test_the_core_alone_names_every_missing_plugin_of_the_defaults() -> None:
         "pip install surogate-model-transformers",
         "pip install surogate-pipeline-packed",
         "pip install surogate-checkpoint-local",
+        "pip install surogate-loop-standard",
         "pip install surogate-schedule-standard",
         "pip install surogate-recipe-bf16",
         "pip install surogate-optimizer-adamw-8bit",

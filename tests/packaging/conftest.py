@@ -17,6 +17,7 @@ import pytest
 from attrs import frozen
 
 ROOT = Path(__file__).resolve().parents[2]
+TREES = ("plugins/*/*", "native/*", "libraries/*")
 PIP = ["--quiet", "--no-deps", "--no-index", "--disable-pip-version-check", "--no-warn-script-location"]
 
 
@@ -55,10 +56,7 @@ class Environment:
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a wheel of every distribution of the repository."""
     directory = tmp_path_factory.mktemp("wheels")
-    projects = [
-        ROOT,
-        *(path.parent for tree in ("plugins/*/*", "native/*") for path in sorted(ROOT.glob(f"{tree}/pyproject.toml"))),
-    ]
+    projects = [ROOT, *(path.parent for tree in TREES for path in sorted(ROOT.glob(f"{tree}/pyproject.toml")))]
     command = [sys.executable, "-m", "pip", "wheel", *PIP[:4], "--no-build-isolation", "--wheel-dir", str(directory)]
     subprocess.run([*command, *map(str, projects)], check=True)
     assert len(list(directory.glob("*.whl"))) == len(projects)

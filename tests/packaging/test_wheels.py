@@ -16,7 +16,7 @@ from surogate_core import testing
 ROOT = Path(__file__).resolve().parents[2]
 PROJECTS = {
     project["name"]: project
-    for tree in ("plugins/*/*", "native/*")
+    for tree in ("plugins/*/*", "native/*", "libraries/*")
     for project in (tomllib.loads(path.read_text())["project"] for path in sorted(ROOT.glob(f"{tree}/pyproject.toml")))
 }
 DISTRIBUTIONS = sorted(name for name, project in PROJECTS.items() if "entry-points" in project)

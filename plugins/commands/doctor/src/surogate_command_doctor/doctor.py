@@ -13,8 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 import click
-
-from surogate_core.config.sources import is_secret
+from surogate_settings.sources import is_secret
 
 DISTRIBUTIONS = {
     "torch": "2.11",

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from attrs import frozen
+from surogate_settings.nearest import did_you_mean
+from surogate_settings.sources import path_of
+from surogate_settings.structure import show
 
 from surogate_core.config import Config
 from surogate_core.config.catalogue import catalogue
 from surogate_core.config.known import NOT_BUILT
-from surogate_core.config.nearest import did_you_mean
-from surogate_core.config.sources import LISTS, path_of
-from surogate_core.config.structure import show
+from surogate_core.config.options import LAYOUT
 from surogate_core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -45,11 +46,11 @@ def rows(host: Host, config: Config | None = None, key: str | None = None) -> li
     else:
         values = config.resolved()
         for path, item in known.keys.items():
-            if path not in LISTS:
+            if path not in LAYOUT.lists:
                 value = values.get(path, getattr(config.of(item.options), path))
                 found.append(Row(path, show(value), config.origins[path], str(item.owner), item.wanted, item.doc))
         for path in values:
-            if path.startswith(tuple(f"{root}." for root in LISTS)):
+            if path.startswith(tuple(f"{root}." for root in LAYOUT.lists)):
                 kind = values[".".join(path.split(".")[:2]) + ".type"]
                 part = known.table(kind)[path.split(".", 2)[2]]
                 found.append(Row(path, show(values[path]), config.origins[path], str(part.owner), part.wanted, part.doc))

@@ -6,10 +6,11 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
+from surogate_settings.structure import is_union, members, optional, show
+
 from surogate_core.config.catalogue import CHOSEN_BY, Catalogue, Key, catalogue
 from surogate_core.config.known import NOT_BUILT
-from surogate_core.config.sources import LISTS
-from surogate_core.config.structure import is_union, members, optional, show
+from surogate_core.config.options import LAYOUT
 
 if TYPE_CHECKING:
     from surogate_core.host import Host
@@ -60,7 +61,7 @@ def json_schema(host: Host) -> dict[str, Any]:
     known = catalogue(host)
     properties: dict[str, Any] = {}
     for key in known.keys.values():
-        if key.name in LISTS:
+        if key.name in LAYOUT.lists:
             items = {"oneOf": [table_schema(known, name) for name in sorted(known.formats)]}
             shape = {"anyOf": [{"type": "array", "minItems": 1, "items": items}, {"type": "null"}]}
             properties[key.name] = {"description": key.doc, **shape, "default": None}
@@ -114,7 +115,7 @@ def _section(title: str, keys: Iterable[Key]) -> list[str]:
     for key in keys:
         default = "required" if key.required else f"`{show(key.default)}`"
         owner = key.owner if isinstance(key.owner, str) else key.owner.distribution
-        kind = key.wanted if key.name not in LISTS else "a list of tables"
+        kind = key.wanted if key.name not in LAYOUT.lists else "a list of tables"
         cells = (f"`{key.name}`", kind, default, owner, key.doc)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return [*lines, ""]

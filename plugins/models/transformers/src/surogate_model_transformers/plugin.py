@@ -6,8 +6,8 @@ import json
 from typing import TYPE_CHECKING, Literal
 
 from attrs import field, frozen
+from surogate_settings.nearest import did_you_mean
 
-from surogate_core.config.nearest import did_you_mean
 from surogate_core.errors import Problem
 from surogate_core.hookspecs import hookimpl
 from surogate_core.offers import Offer, doc, ge

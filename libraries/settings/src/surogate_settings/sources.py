@@ -16,11 +16,8 @@ from typing import Any
 
 from attrs import evolve, frozen
 
-from surogate_core.errors import ConfigError, Problem
-from surogate_core.offers import normal_name
+from surogate_settings.problem import Problem, UnreadableError
 
-LISTS = ("datasets", "validation_datasets")
-TABLES = ("distributed",)
 COMMAND_LINE = "command line"
 _VARIABLE = re.compile(r"(\$?)\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|(API|ACCESS|PRIVATE|AUTH)_?KEY|_KEY$", re.IGNORECASE)
@@ -40,6 +37,20 @@ class Given:
     shown: str | None = None
 
 
+@frozen
+class Layout:
+    """Which keys hold more keys: ``lists`` of tables (``[[datasets]]``), whose paths have an index, and ``tables``. Every other
+    value, be it a list or a table, is one value."""
+
+    lists: tuple[str, ...] = ()
+    tables: tuple[str, ...] = ()
+
+
+def normal_name(name: str) -> str:
+    """``fp8-hybrid`` and ``fp8_hybrid`` are the same name."""
+    return name.replace("-", "_")
+
+
 def is_secret(name: str) -> bool:
     """Whether an environment variable's name says that its value must not be shown."""
     return bool(_SECRET.search(name))
@@ -52,17 +63,17 @@ def path_of(key: str) -> str:
 
 # ---------------------------------------------------------------- files
 def read_file(path: Path) -> tuple[Mapping[Any, Any], dict[str, int], tuple[str, ...]]:
-    """The mapping in a file, the line of each key path, and notices. Raises ConfigError."""
+    """The mapping in a file, the line of each key path, and notices. Raises UnreadableError."""
     if path.suffix.lower() not in (".toml", ".yaml", ".yml"):
-        raise ConfigError(f"{path} is neither TOML nor YAML", str(path), "name it .toml, .yaml or .yml")
+        raise UnreadableError(f"{path} is neither TOML nor YAML", str(path), "name it .toml, .yaml or .yml")
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
-        raise ConfigError(f"there is no file {path}", f"working directory {Path.cwd()}", "check the path") from None
+        raise UnreadableError(f"there is no file {path}", f"working directory {Path.cwd()}", "check the path") from None
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}", str(path), "check the path and its permissions") from None
+        raise UnreadableError(f"{path} cannot be read: {error.strerror}", str(path), "check the path and its permissions") from None
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8: {error.reason} at byte {error.start}", str(path), "save it as UTF-8") from None
+        raise UnreadableError(f"{path} is not UTF-8: {error.reason} at byte {error.start}", str(path), "save it as UTF-8") from None
     return _read_toml(path, text) if path.suffix.lower() == ".toml" else _read_yaml(path, text)
 
 
@@ -75,7 +86,7 @@ def _read_toml(path: Path, text: str) -> tuple[Mapping[Any, Any], dict[str, int]
         found = re.search(r"\s*\(at line (\d+), column (\d+)\)|\s*\(at end of document\)", str(error))
         line = found[1] if found and found[1] else str(text.count("\n") + 1)
         what = f"{path.name} is not TOML: {re.sub(r' *[(]at .*', '', str(error))}"
-        raise ConfigError(what, f"{path.name}:{line}", 'write key = value, with text in "quotes"') from None
+        raise UnreadableError(what, f"{path.name}:{line}", 'write key = value, with text in "quotes"') from None
 
 
 def toml_lines(text: str) -> dict[str, int]:
@@ -137,7 +148,7 @@ def _read_yaml(path: Path, text: str) -> tuple[Mapping[Any, Any], dict[str, int]
             marked = isinstance(again, MarkedYAMLError) and again.problem_mark
             what = again.problem if marked and isinstance(again, MarkedYAMLError) else str(again).splitlines()[0]
             line = f":{again.problem_mark.line + 1}" if marked and isinstance(again, MarkedYAMLError) else ""
-            raise ConfigError(
+            raise UnreadableError(
                 f"{path.name} is not YAML: {what}", path.name + line, "write key: value, indented by spaces"
             ) from None
     lines: dict[str, int] = {}
@@ -145,7 +156,7 @@ def _read_yaml(path: Path, text: str) -> tuple[Mapping[Any, Any], dict[str, int]
     if plain is None:
         plain = {}
     if not isinstance(plain, dict):
-        raise ConfigError(f"{path.name} holds no keys", f"{path.name}:1", "write key: value")
+        raise UnreadableError(f"{path.name} holds no keys", f"{path.name}:1", "write key: value")
     return plain, lines, notices
 
 
@@ -168,7 +179,9 @@ def _plain(node: Any, prefix: str, lines: dict[str, int]) -> Any:
 
 
 # ---------------------------------------------------------------- one flat mapping
-def flatten(tree: Mapping[Any, Any], origin: str, lines: Mapping[str, int] | None, problems: list[Problem]) -> dict[str, Given]:
+def flatten(
+    tree: Mapping[Any, Any], origin: str, lines: Mapping[str, int] | None, problems: list[Problem], layout: Layout
+) -> dict[str, Given]:
     """Key path → Given. With ``lines``, ``origin`` is a file name and the line is added to it."""
     flat: dict[str, Given] = {}
 
@@ -185,13 +198,13 @@ def flatten(tree: Mapping[Any, Any], origin: str, lines: Mapping[str, int] | Non
     def walk(prefix: str, table: Mapping[Any, Any]) -> None:
         for key, value in table.items():
             path = prefix + path_of(str(key))
-            if path in LISTS and isinstance(value, list) and value:
+            if path in layout.lists and isinstance(value, list) and value:
                 for index, item in enumerate(value):
                     if isinstance(item, Mapping) and item:
                         walk(f"{path}.{index}.", item)
                     else:
                         put(f"{path}.{index}", item)
-            elif path in TABLES and isinstance(value, Mapping):
+            elif path in layout.tables and isinstance(value, Mapping):
                 walk(f"{path}.", value)
             else:
                 put(path, value)
@@ -208,17 +221,19 @@ def overlay(base: Mapping[str, Given], top: Mapping[str, Given]) -> dict[str, Gi
     return {**{path: given for path, given in kept.items() if path not in parents}, **top}
 
 
-def override(base: Mapping[str, Given], overrides: Iterable[tuple[str, Any]], problems: list[Problem]) -> dict[str, Given]:
+def override(
+    base: Mapping[str, Given], overrides: Iterable[tuple[str, Any]], problems: list[Problem], layout: Layout
+) -> dict[str, Given]:
     """Overrides of the command line over ``base``, in order; the last one wins, and a whole list of tables replaces the list."""
     done = dict(base)
     for key, value in overrides:
         path = path_of(key)
-        if path in LISTS and isinstance(value, str):
+        if path in layout.lists and isinstance(value, str):
             with suppress(ValueError):  # the check of the key's type says what is wanted
                 value = json.loads(value)
-        if path in LISTS:
+        if path in layout.lists:
             done = {name: given for name, given in done.items() if not name.startswith(f"{path}.")}
-        found = flatten({path: value}, COMMAND_LINE, None, problems)
+        found = flatten({path: value}, COMMAND_LINE, None, problems, layout)
         done = overlay(done, {name: evolve(given, text=isinstance(given.value, str)) for name, given in found.items()})
     return done
 

@@ -5,8 +5,7 @@ from typing import Any, Literal
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from surogate_core.config.structure import InvalidError, describe, from_text, make_converter, show
+from surogate_settings.structure import InvalidError, describe, from_text, make_converter, show
 
 CONVERTER = make_converter()
 LIST = list[str]

@@ -3,8 +3,7 @@ from __future__ import annotations
 from collections import deque
 
 import pytest
-
-from surogate_core.config.nearest import did_you_mean, distance, nearest
+from surogate_settings.nearest import did_you_mean, distance, nearest
 
 
 def neighbours(word: str, letters: str) -> set[str]:
