@@ -65,7 +65,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def make_environment(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Environment]:
-    """Make a fresh environment and install these distributions into it."""
+    """Make a fresh environment and install these distributions into it, with the libraries that the core depends on."""
 
     def make(*names: str) -> Environment:
         path = tmp_path_factory.mktemp("environment") / "env"
@@ -82,7 +82,7 @@ def make_environment(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> 
                 link.symlink_to(entry)
         (site / "third-party.pth").write_text(str(third_party))
         environment = Environment(path, wheels)
-        environment.install(*names)
+        environment.install(*{*names, *(f"surogate-{library.name}" for library in ROOT.glob("libraries/*"))})
         return environment
 
     return make

@@ -18,6 +18,7 @@ from surogate_core.errors import ConfigError, PlanError
 from surogate_core.host import load_host
 from surogate_core.offers import Owner
 from surogate_core.plan import Plan, make_plan
+from surogate_core.train.run import execute
 
 
 @pytest.fixture(scope="module")
@@ -232,7 +233,7 @@ def test_fusions_are_counted(model: Path, tmp_path: Path) -> None:
 
 
 class Elsewhere:
-    """A model source, a pipeline and a place for checkpoints of a third party, two of which are ours under another name."""
+    """A model source (ours under another name), a pipeline, a place for checkpoints and a training loop of a third party."""
 
     @staticmethod
     @hookimpl
@@ -248,6 +249,11 @@ class Elsewhere:
     @hookimpl
     def register_checkpoints() -> list[Offer]:
         return [Offer("elsewhere", None, build="surogate_core.testing:build_store", summary="Checkpoints elsewhere.")]
+
+    @staticmethod
+    @hookimpl
+    def register_loops() -> list[Offer]:
+        return [Offer("elsewhere", None, build="surogate_core.testing:build_loop", summary="Another loop.")]
 
 
 def open_nothing(root: Path, limit: int) -> Any:
@@ -275,6 +281,17 @@ def test_models_data_and_checkpoints_can_come_from_elsewhere(model: Path, tmp_pa
     monkeypatch.setattr(testing, "build_models", build_broken, raising=False)
     with pytest.raises(ValueError, match="no luck"):
         plan(model, tmp_path, Elsewhere, model_backend="elsewhere")
+
+
+def test_the_loop_that_is_chosen_runs_the_plan(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Counted:
+        def run(self, plan: Any, host: Any, **asked: Any) -> Any:
+            return plan.figures.parameters, asked["fresh"]
+
+    monkeypatch.setattr(testing, "build_loop", lambda options, context: Counted(), raising=False)
+    host = testing.host_with(Elsewhere, owner=Owner("acme", "2.0"), discover=True)
+    made = plan(model, tmp_path, Elsewhere, training_loop="elsewhere")
+    assert execute(made.config, host, fresh=True) == (made.figures.parameters, True)
 
 
 def test_adapter_chooses_among_the_installed_kinds(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
