@@ -99,7 +99,8 @@ class Stack(nn.Module):
         self.computes: tuple[Compute, ...] = (F.linear,) * self.experts
         self.compute = nn.ModuleList()  # those of them that are modules, to be found as parts of the model
         self.adapter = None
-        self.storages: Sequence[Any] = ()
+        self.storages: tuple[Any, ...] = ()
+        self.storage = nn.ModuleList()  # likewise, unless they are to stay where they are
         self.selective = False
         self.fetch: Callable[[Tensor, torch.device], Tensor] | None = None
 
@@ -118,7 +119,8 @@ class Stack(nn.Module):
     def set_storages(self, storages: Sequence[Storage], fetch: Callable[[Tensor, torch.device], Tensor] | None = None) -> None:
         """One for each expert. With ``fetch`` they do not move with the model."""
         self.fetch = fetch
-        self.storages = tuple(storages) if fetch else nn.ModuleList(cast(Sequence[nn.Module], storages))
+        self.storages = tuple(storages)
+        self.storage = nn.ModuleList(() if fetch else self.storages)
 
     def pack(self, weight: Tensor) -> None:
         """Hand the stacked weight, as the family holds it, to the storages, expert by expert."""

@@ -208,7 +208,8 @@ def _read(
             return False
         if weight is not None:
             take(weight)
-            module.register_parameter(own, None)
+            if not isinstance(module, nn.Linear):  # transformers fills what is missing there without a look whether it is None
+                module.register_parameter(own, nn.Parameter(weight.new_empty(0)))
         return True
 
     try:
@@ -232,8 +233,10 @@ def _read(
             where=str(directory),
             how="check that the files are complete; download or copy them again",
         ) from error
-    wrong = [name for name, (module, own, *_) in to_pack.items() if getattr(module, own) is not None]  # the loader does not compare these shapes
+    wrong = [name for name, (module, own, *_) in to_pack.items() if (left := getattr(module, own)) is not None and left.numel()]  # the loader does not compare these shapes
     _check({**report, "mismatched_keys": [*report.get("mismatched_keys", ()), *wrong]}, directory)
+    for module, own, *_ in to_pack.values():
+        module.register_parameter(own, None)
     leave_no_trace(model)
     if first != dtype:
         _cast(model, dtype)
