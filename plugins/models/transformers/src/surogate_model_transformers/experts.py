@@ -269,3 +269,12 @@ def stack_at(model: nn.Module, name: str) -> tuple[Stack, int | None] | None:
     take_over(module)
     found = module.slots[last] if last in module.slots else None
     return None if found is None or (number or 0) >= found.experts else (found, number)
+
+
+def stacked_weight(model: nn.Module, site: str) -> Tensor | None:
+    """(E, N, K), a view of the stacked weight of this site; None where it is stored or there is none."""
+    found, (parent, _, role) = stack_at(model, site), site.rpartition(".")
+    if found is None or found[1] is not None:
+        return None
+    weight: Tensor | None = getattr(model.get_submodule(parent), role)
+    return None if weight is None else found[0].upright(weight)

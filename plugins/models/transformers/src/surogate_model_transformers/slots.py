@@ -123,6 +123,12 @@ def fill_slots(
     return lines
 
 
+def adapter_at(model: nn.Module, name: str) -> nn.Module | None:
+    """What is in the adapter slot of a linear layer or of stacked experts."""
+    found = stack_at(model, name)
+    return getattr(model.get_submodule(name) if found is None else found[0], "adapter", None)
+
+
 def weight_of(layer: Any) -> Tensor:
     """The weight (N, K) of a linear layer: itself, or what its storage unpacks, in float32."""
     return cast(Tensor, layer.storage.unpack(torch.float32) if layer.weight is None else layer.weight)
