@@ -44,7 +44,7 @@ class Site:
 
     @property
     def parts(self) -> tuple[Site, ...]:
-        """The linears that have a compute and a storage of their own: itself, or each expert of a stack as ``name.0``, ``name.1``."""
+        """The linears with a compute and a storage of their own: itself, or each expert of a stack as ``name.0``, ``name.1``."""
         if self.kind != "stacked_linear":
             return (self,)
         return tuple(evolve(self, name=f"{self.name}.{at}", kind="linear", shape=self.shape[1:]) for at in range(self.shape[0]))
@@ -155,7 +155,8 @@ class Adapter(Protocol):
 
     def linear(self, site: Site) -> nn.Module:
         """A module called as ``adapter(x, y) -> y'`` with the input and the base output of the layer; that of stacked experts as
-        ``adapter(x, y, ends)``, rows sorted by expert, ends (E,) int32. Its parameters are the trainable ones. It is made on the meta device when the plan is made, and given its initial values by ``reset``."""
+        ``adapter(x, y, ends)``, rows sorted by expert, ends (E,) int32. Its parameters are the trainable ones. It is made on the
+        meta device when the plan is made, and given its initial values by ``reset``."""
 
     def reset(self, module: nn.Module, generator: torch.Generator) -> None:
         """Fill the module's parameters in place with their initial values, drawn from ``generator`` alone."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import attrs
 from types import SimpleNamespace
 from typing import Any
 
+import attrs
 import pytest
 import torch
 import torch.nn.functional as F
@@ -63,7 +63,10 @@ def test_losses_and_gradients(family: str, recompute: bool, tiny: Any, core: Any
         each = F.cross_entropy(found, batch.labels[row, at], reduction="none", ignore_index=-100)
         ce = ce + (each * batch.weights[row, at]).sum()
     logits = own_logits(theirs, batch)
-    aux, z = load_balancing_loss_func(tuple(logits), 4, 2), torch.stack([each.logsumexp(1).square().mean() for each in logits]).mean()
+    aux, z = (
+        load_balancing_loss_func(tuple(logits), 4, 2),
+        torch.stack([each.logsumexp(1).square().mean() for each in logits]).mean(),
+    )
     (ce + (0.3 * aux + 0.02 * z) * batch.weights.sum()).backward()
     torch.testing.assert_close(loss, ce, rtol=1e-5, atol=1e-5)
     for (name, one), two in zip(model.named_parameters(), theirs.parameters(), strict=True):

@@ -40,7 +40,8 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
 """Settings of PEFT that change the arithmetic, with the values under which an adapter is LoRA, rsLoRA or DoRA as they are here."""
 
 Weights = Mapping[str, Mapping[str, Tensor]]
-"""Layer name → ``lora_A`` (r, K), ``lora_B`` (N, r) and, for DoRA, ``lora_magnitude`` (N,); of stacked experts (E, r, K), (E, N, r)."""
+"""Layer name → ``lora_A`` (r, K), ``lora_B`` (N, r) and, for DoRA, ``lora_magnitude`` (N,); of stacked experts
+(E, r, K) and (E, N, r)."""
 
 
 @frozen(kw_only=True)
@@ -110,7 +111,11 @@ def _places(parameters: Sequence[str]) -> dict[str, str]:
     roles: dict[str, list[str]] = {}
     for parent, _, role in sorted((name.rpartition(".") for name in parameters), key=lambda parts: ROLES.index(parts[2])):
         roles.setdefault(parent, []).append(role)
-    return {f"{parent}.{role}": parent + ".base_layer" * (len(own) - 1 - at) for parent, own in roles.items() for at, role in enumerate(own)}
+    return {
+        f"{parent}.{role}": parent + ".base_layer" * (len(own) - 1 - at)
+        for parent, own in roles.items()
+        for at, role in enumerate(own)
+    }
 
 
 # ---------------------------------------------------------------- read
@@ -155,11 +160,12 @@ def read(directory: Path) -> Stored:
     parts: dict[str, dict[str, Tensor]] = {}
     whole = config.get("modules_to_save") or ()
     wrong = []
-    stacks = _read_places(tensors, config.get("target_parameters") or ())
+    modules, parameters = (_listed(config.get(key)) for key in ("target_modules", "target_parameters"))
+    stacks = _read_places(tensors, modules, parameters)
     for key, tensor in tensors.items():
         layer, dot, part = key.removeprefix(_PREFIX).rpartition(".lora_")
         module, _, parameter = key.removeprefix(_PREFIX).rpartition(".")
-        if any(module == name or module.endswith(f".{name}") for name in whole):
+        if _named(module, whole):
             parts.setdefault(module, {})[parameter] = tensor
         elif not dot or f"lora_{part}" not in names:
             wrong.append(f"{key} is no tensor of LoRA")
@@ -178,7 +184,7 @@ def read(directory: Path) -> Stored:
         parts=parts,
     )
     wrong += [f"no tensors for {name}" for name in whole if not any(f".{part}".endswith(f".{name}") for part in parts)]
-    wrong += _incomplete(stored, [*_listed(config.get("target_modules")), *_listed(config.get("target_parameters"))])
+    wrong += _incomplete(stored, [*modules, *parameters])
     if wrong:
         raise ModelError(
             f"the adapter's weights and its {CONFIG} do not belong together: {_some(wrong)}",
@@ -192,12 +198,16 @@ def _listed(targets: Any) -> list[str]:
     return targets if isinstance(targets, list) else []
 
 
-def _read_places(keys: Iterable[str], targets: Sequence[str]) -> dict[str, str]:
-    """Module of PEFT's → the stacked parameter that it adapts, by the names or ends of names in ``target_parameters``."""
-    parents = {key.removeprefix(_PREFIX).rpartition(".lora_")[0].replace(".base_layer", "") for key in keys} if targets else set()
-    every = [f"{parent}.{role}" for parent in parents for role in ROLES]
-    adapted = [name for name in every if any(name == target or name.endswith(f".{target}") for target in targets)]
-    return {place: name for name, place in _places(adapted).items()}
+def _named(name: str, targets: Sequence[str]) -> bool:
+    """Whether one of them is this name or an end of it at a dot, as PEFT matches."""
+    return any(name == target or name.endswith(f".{target}") for target in targets)
+
+
+def _read_places(keys: Iterable[str], modules: Sequence[str], parameters: Sequence[str]) -> dict[str, str]:
+    """Module of PEFT's → the stacked parameter that it adapts, by ``target_modules`` and ``target_parameters``."""
+    parents = {key.removeprefix(_PREFIX).rpartition(".lora_")[0].replace(".base_layer", "") for key in keys if ".lora_" in key}
+    adapted = [f"{parent}.{role}" for parent in parents if not _named(parent, modules) for role in ROLES]
+    return {place: name for name, place in _places([name for name in adapted if _named(name, parameters)]).items()}
 
 
 def _read_weights(directory: Path) -> dict[str, Tensor]:
@@ -222,7 +232,7 @@ def _incomplete(stored: Stored, targets: Sequence[str]) -> list[str]:
             if name in parts and (parts[name].dim() not in (2, 3) or parts[name].shape[axis] != stored.rank):
                 wrong.append(f"{_PREFIX}{layer}.{_KEYS[name]} has shape {tuple(parts[name].shape)}, r is {stored.rank}")
     for target in targets:
-        if not any(layer == target or layer.endswith(f".{target}") for layer in stored.layers):
+        if not any(_named(layer, [target]) for layer in stored.layers):
             wrong.append(f"no tensors for target {target}")
     return wrong
 

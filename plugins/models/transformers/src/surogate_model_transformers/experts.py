@@ -1,8 +1,8 @@
 """The experts of a mixture-of-experts layer: stacked linear layers with slots, computed for the tokens that are routed to them.
 
-transformers 5 holds the experts of a layer in one module, as stacked parameters ``gate_up_proj`` and ``down_proj`` and their biases.
-:func:`take_over` gives that module our forward, which sorts the (token, expert) pairs by expert and multiplies each run of rows with
-its expert's weight, and a :class:`Stack` of slots for each stacked weight. Gate and activation stay the family's own
+transformers 5 holds the experts of a layer in one module, as stacked parameters ``gate_up_proj`` and ``down_proj`` and their
+biases. :func:`take_over` gives that module our forward, which sorts the (token, expert) pairs by expert and multiplies each run of
+rows with its expert's weight, and a :class:`Stack` of slots for each stacked weight. Gate and activation stay the family's own
 (``_apply_gate``), parameters keep their names.
 
 Shapes: T tokens, k experts a token, S = T·k pairs sorted by expert, E experts, K inputs and N outputs of an expert.
@@ -46,7 +46,9 @@ class Groups:
     def runs(self) -> list[tuple[int, slice]]:
         """(expert, its rows) of those that have any. Reads the counts back from the device."""
         ends = self.ends.tolist()
-        return [(number, slice(begin, end)) for number, (begin, end) in enumerate(zip([0, *ends], ends, strict=False)) if end > begin]
+        return [
+            (number, slice(begin, end)) for number, (begin, end) in enumerate(zip([0, *ends], ends, strict=False)) if end > begin
+        ]
 
 
 def grouped(x: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
@@ -168,7 +170,8 @@ class Stack(nn.Module):
         used, that live as long as the iterator."""
         chosen = [self.storages[number] for number in numbers]
         if self.fetch is not None:
-            chosen = [_elsewhere(one, functools.partial(self.fetch, device=device)) for one in chosen]
+            fetch = self.fetch
+            chosen = [_elsewhere(one, lambda buffer: fetch(buffer, device)) for one in chosen]
         yield from chosen
 
 
@@ -267,8 +270,9 @@ def stack_at(model: nn.Module, name: str) -> tuple[Stack, int | None] | None:
     if not is_experts(module):
         return None
     take_over(module)
-    found = module.slots[last] if last in module.slots else None
-    return None if found is None or (number or 0) >= found.experts else (found, number)
+    if last not in module.slots or (number or 0) >= module.slots[last].experts:
+        return None
+    return module.slots[last], number
 
 
 def stacked_weight(model: nn.Module, site: str) -> Tensor | None:

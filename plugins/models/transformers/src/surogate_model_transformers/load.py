@@ -70,8 +70,9 @@ def load_model(
         model = _read(hf_config, settings, source, prepare, notice)
     take_over(model)
     for name, layer in (*slot_layers(model), *((name, stack) for name, _, _, stack in stacks(model))):
-        if layer.adapter is not None and any(p.is_meta for p in layer.adapter.parameters()):
-            layer.adapter.to_empty(device=device)
+        adapter: Any = layer.adapter
+        if adapter is not None and any(p.is_meta for p in adapter.parameters()):
+            adapter.to_empty(device=device)
         if any(tensor.is_meta for tensor in layer.state_dict().values()):
             raise ModelError("a recipe's compute module is on the meta device and has no values", where=name)
     model.to(device)
@@ -203,8 +204,10 @@ def _read(
                 module.slots = None
 
     def pack(name: str, weight: Tensor | None) -> bool:
-        module, own, shape, take = to_pack.get(name, (None, "", (), None))
-        if take is None or (weight is not None and weight.shape != shape):
+        if name not in to_pack:
+            return False
+        module, own, shape, take = to_pack[name]
+        if weight is not None and weight.shape != shape:
             return False
         if weight is not None:
             take(weight)
@@ -233,7 +236,9 @@ def _read(
             where=str(directory),
             how="check that the files are complete; download or copy them again",
         ) from error
-    wrong = [name for name, (module, own, *_) in to_pack.items() if (left := getattr(module, own)) is not None and left.numel()]  # the loader does not compare these shapes
+    wrong = [
+        name for name, (module, own, *_) in to_pack.items() if (left := getattr(module, own)) is not None and left.numel()
+    ]  # the loader does not compare these shapes
     _check({**report, "mismatched_keys": [*report.get("mismatched_keys", ()), *wrong]}, directory)
     for module, own, *_ in to_pack.values():
         module.register_parameter(own, None)

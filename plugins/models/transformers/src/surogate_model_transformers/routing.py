@@ -46,7 +46,7 @@ def routers(model: Any) -> dict[str, int]:
 
 
 def real_tokens(batch: Batch) -> Tensor:
-    """(B, S) bool, false in the padding: the last document of a row, if none of its labels is trained and its tokens are all one."""
+    """(B, S) bool, false in the padding: the last document of a row, if no label of it is trained and its tokens are all equal."""
     ids, documents = batch.input_ids, batch.document_ids
     last = documents == documents[:, -1:]
     padding = last & ~((batch.weights > 0) & last).any(1, keepdim=True) & ~((ids != ids[:, -1:]) & last).any(1, keepdim=True)
@@ -137,7 +137,9 @@ def routing_of(model: Any, options: Options) -> Routing | None:
         return None
     config = model.config.get_text_config()
     given = [getattr(options, name) for name in COEFFICIENTS]
-    aux, z = (getattr(config, name, None) or 0.0 if value is None else value for name, value in zip(COEFFICIENTS, given, strict=True))
+    aux, z = (
+        getattr(config, name, None) or 0.0 if value is None else value for name, value in zip(COEFFICIENTS, given, strict=True)
+    )
     return Routing(model, (aux, z))
 
 

@@ -94,7 +94,8 @@ def fill_slots(
     """Replace the named linear layers, on the meta device or not, by :class:`SlotLinear`, and fill the slots of stacked experts:
     computes and storages of ``experts.role.number``, adapters of ``experts.role``. A slot that is not named keeps what it has.
     Returns one line ``name: old -> new`` for each layer. Raises PlanError for a name that is no linear layer of the model."""
-    lines, banks = [], {}
+    lines = []
+    banks: dict[str, Stack] = {}
     storages = storages or {}
     for name in dict.fromkeys([*computes, *adapters, *storages]):
         if found := stack_at(model, name):
