@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import weakref
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from surogate_model_transformers import batch_loss, fill_slots, list_sites, recompute_layers, slot_names
+from surogate_model_transformers import experts
 from surogate_model_transformers.experts import Groups, experts_forward, grouped, stacks
 from torch import Tensor, nn
 
@@ -123,8 +125,28 @@ def test_grouped_products_with_empty_groups() -> None:
         assert not found[1][1].any()
 
 
-def test_nothing_is_read_back_from_the_device(tiny: Any, load: Any) -> None:
-    """A tensor on the meta device has no value that could be read."""
+@pytest.mark.parametrize("compute", [None, product])
+@pytest.mark.parametrize("where", ["meta", "fake"])
+def test_a_rehearsal_on_tensors_without_values(where: str, compute: Any, tiny: Any, load: Any) -> None:
+    """Forward and backward, of stored and of trained experts, with the shapes of the real thing."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    storages: dict[str, Rounded] = {}
+    for model in (load(tiny("gpt_oss")[1], prepare=lambda model: stored(model, storages, compute)), load(tiny("gpt_oss")[1])):
+        module, mode = model.model.layers[0].mlp.experts, FakeTensorMode(allow_non_fake_inputs=True)
+        device = "meta" if where == "meta" else "cpu"
+        with contextlib.nullcontext() if where == "meta" else mode:
+            module.to(device)
+            x, index = torch.empty(10, 32, device=device, requires_grad=True), torch.empty(10, 2, device=device, dtype=torch.int64)
+            y = module(x, index, torch.empty(10, 2, device=device))
+            y.sum().backward()
+        assert x.grad is not None
+        assert y.shape == x.grad.shape == (10, 32)
+
+
+def test_nothing_is_read_back_from_the_device(tiny: Any, load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tensor on the meta device has no value that could be read; this way of the product does not ask for it."""
+    monkeypatch.setattr(experts, "_numbers", None)
     module = load(tiny("gpt_oss")[1]).model.layers[0].mlp.experts.to("meta", torch.bfloat16)
     x = torch.empty(10, 32, device="meta", dtype=torch.bfloat16)
     y = experts_forward(module, x, torch.empty(10, 2, dtype=torch.int64, device="meta"), torch.empty(10, 2, device="meta"))
@@ -190,8 +212,8 @@ def test_stored_experts(family: str, compute: Any, how: str, tiny: Any, load: An
     assert all(0 < len(each) < 16 for each in routed.values())
     looped = compute is not None
     for name, storage in storages.items():
-        experts, _, number = name.rpartition(".")
-        used = not (looped or how in ("selective", "both")) or int(number) in routed[experts.rpartition(".")[0]]
+        bank, _, number = name.rpartition(".")
+        used = not (looped or how in ("selective", "both")) or int(number) in routed[bank.rpartition(".")[0]]
         assert len(storage.seen) == 2 * used, f"{name}: forward and backward unpack what is used, once each"
         assert not any(one() is not None for one in storage.seen), "an unpacked weight is still there"
     assert bool(fetched) is (how in ("offloaded", "both"))

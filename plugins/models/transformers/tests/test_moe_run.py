@@ -120,7 +120,10 @@ def test_selective_runs_are_the_same_and_unpack_less(config: dict[str, Any], mon
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"lora": True, "qlora_bnb": True, "qlora_offload_experts": True}, "qlora_offload_experts = true, and this run computes on"),
+        (
+            {"lora": True, "qlora_bnb": True, "qlora_offload_experts": True},
+            "qlora_offload_experts = true, and this run computes on",
+        ),
         ({"lora": True, "qlora_selective_expert_dequant": True}, "no expert is held quantised"),
     ],
 )

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from attrs import frozen
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from surogate_core.contracts import Storage
 
@@ -45,7 +46,7 @@ class Groups:
 
     def runs(self) -> list[tuple[int, slice]]:
         """(expert, its rows) of those that have any. Reads the counts back from the device."""
-        ends = self.ends.tolist()
+        ends = _numbers(self.ends, len(self.expert))
         return [
             (number, slice(begin, end)) for number, (begin, end) in enumerate(zip([0, *ends], ends, strict=False)) if end > begin
         ]
@@ -54,11 +55,23 @@ class Groups:
 def grouped(x: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
     """x (S, K), rows sorted by expert, times weights (E, K, N) → (S, N), one GEMM an expert: torch's grouped GEMM, which needs no
     counts on the host, or a loop where it does not take the dtype or the sizes."""
-    size = x.element_size()
-    if x.dtype in GROUPED and x.shape[1] * size % ALIGNMENT == 0 == weights.shape[2] * size % ALIGNMENT:
+    size, taken = x.element_size(), GROUPED if _has_values(x) else (torch.bfloat16,)  # as a GPU would have it
+    if x.dtype in taken and x.shape[1] * size % ALIGNMENT == 0 == weights.shape[2] * size % ALIGNMENT:
         return F.grouped_mm(x.contiguous(), weights, offs=ends)
-    sizes = torch.diff(ends, prepend=ends.new_zeros(1)).tolist()
+    stops = _numbers(ends, len(x))
+    sizes = [stop - start for start, stop in zip([0, *stops], stops, strict=False)]
     return torch.cat([rows @ weight for rows, weight in zip(x.split(sizes), weights.unbind(0), strict=True)])
+
+
+def _has_values(x: Tensor) -> bool:
+    return not (x.is_meta or isinstance(x, FakeTensor))
+
+
+def _numbers(ends: Tensor, rows: int) -> list[int]:
+    """``ends`` on the host; in a rehearsal, on tensors without values, the experts share the rows evenly."""
+    if _has_values(ends):
+        return cast(list[int], ends.tolist())
+    return [rows * (number + 1) // len(ends) for number in range(len(ends))]
 
 
 def experts_forward(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
