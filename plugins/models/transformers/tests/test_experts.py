@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from surogate_model_transformers import batch_loss, fill_slots, list_sites, recompute_layers, slot_names
-from surogate_model_transformers import experts
+from surogate_model_transformers import batch_loss, experts, fill_slots, list_sites, recompute_layers, slot_names
 from surogate_model_transformers.experts import Groups, experts_forward, grouped, stacks
 from torch import Tensor, nn
 
