@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 if TYPE_CHECKING:
     import torch
@@ -26,8 +26,8 @@ class Site:
     """A place in the model that offers may claim.
 
     name   the module's qualified name, ``model.layers.0.self_attn.q_proj``
-    kind   only ``linear`` sites have the three slots storage, compute and adapter
-    shape  (N, K) of a linear's weight; (E, ...) of stacked experts; the module's parameter shape otherwise
+    kind   only ``linear`` and ``stacked_linear`` sites have the three slots storage, compute and adapter
+    shape  (N, K) of a linear's weight; (E, N, K) of stacked experts; the module's parameter shape otherwise
     layer  index of the decoder block, None outside of the blocks
     """
 
@@ -41,6 +41,13 @@ class Site:
     def role(self) -> str:
         """Last part of the name: ``q_proj``."""
         return self.name.rpartition(".")[2]
+
+    @property
+    def parts(self) -> tuple[Site, ...]:
+        """The linears with a compute and a storage of their own: itself, or each expert of a stack as ``name.0``, ``name.1``."""
+        if self.kind != "stacked_linear":
+            return (self,)
+        return tuple(evolve(self, name=f"{self.name}.{at}", kind="linear", shape=self.shape[1:]) for at in range(self.shape[0]))
 
 
 @frozen(kw_only=True)
@@ -147,8 +154,9 @@ class Adapter(Protocol):
         """None to take the site; otherwise why not (it is printed when a requested target matches nothing)."""
 
     def linear(self, site: Site) -> nn.Module:
-        """A module called as ``adapter(x, y) -> y'`` with the input and the base output of the layer. Its parameters are the
-        trainable ones. It is made on the meta device when the plan is made, and given its initial values by ``reset``."""
+        """A module called as ``adapter(x, y) -> y'`` with the input and the base output of the layer; that of stacked experts as
+        ``adapter(x, y, ends)``, rows sorted by expert, ends (E,) int32. Its parameters are the trainable ones. It is made on the
+        meta device when the plan is made, and given its initial values by ``reset``."""
 
     def reset(self, module: nn.Module, generator: torch.Generator) -> None:
         """Fill the module's parameters in place with their initial values, drawn from ``generator`` alone."""

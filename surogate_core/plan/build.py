@@ -127,10 +127,11 @@ def _claim(
     slots = {}
     last = max((site.layer for site in sites if site.layer is not None), default=0) - core.skip_quant_last_layers
     for site in sites:
-        if site.kind != "linear" or site.layer is None:
+        if site.kind not in ("linear", "stacked_linear") or site.layer is None:
             continue
+        part = site.parts[0]
         with attributed(chosen["recipes"].owner, "Recipe.claim"):
-            left = recipe.claim(site) if core.skip_quant_first_layers <= site.layer <= last else "skip_quant"
+            left = recipe.claim(part) if core.skip_quant_first_layers <= site.layer <= last else "skip_quant"
         taken = None
         if adapter is not None:
             with attributed(chosen["adapters"].owner, "Adapter.claim"):
@@ -138,7 +139,7 @@ def _claim(
         kept: str | None = ""
         if quantizer is not None:
             with attributed(chosen["quantizers"].owner, "Quantizer.claim"):
-                kept = quantizer.claim(site)
+                kept = quantizer.claim(part)
         slots[site.name] = Slots(
             storage=chosen["quantizers"].owner if kept is None else None,
             compute=chosen["recipes"].owner if left is None else None,
@@ -152,7 +153,7 @@ def _claim(
 def _nothing_claimed(plan: Plan, chosen: Mapping[str, Offer]) -> list[Problem]:
     if plan.adapter is None or plan.figures.trainable:
         return []
-    roles = sorted({site.role for site in plan.sites if site.kind == "linear" and site.layer is not None})
+    roles = sorted({site.role for site in plan.sites if plan.slots.get(site.name)})
     return [
         Problem(
             f"adapter {chosen['adapters'].name!r} claims no layer of this model: there is nothing to train",

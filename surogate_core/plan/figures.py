@@ -62,7 +62,9 @@ def _storage_bytes(quantizer: Quantizer, sites: list[Site]) -> int:
     import torch
 
     with torch.device("meta"):
-        return sum(tensor.nbytes for site in sites for tensor in quantizer.storage(site).state_dict().values())
+        return sum(
+            tensor.nbytes for site in sites for part in site.parts for tensor in quantizer.storage(part).state_dict().values()
+        )
 
 
 def _adapter_shapes(adapter: Adapter, sites: list[Site], outline: Outline) -> tuple[dict[str, tuple[int, ...]], int]:

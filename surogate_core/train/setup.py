@@ -35,11 +35,12 @@ def build(plan: Plan, *, weights: Path | None = None, notice: Callable[[str], No
     core = plan.config.core
     device = plan.parallelism.device()
     source = plan.model_source
-    sites = {site.name: site for site in plan.sites}
-    computes = {name: plan.recipe.linear(sites[name]) for name, slots in plan.slots.items() if slots.compute}
+    computed = [part for site in plan.sites if site.name in plan.slots and plan.slots[site.name].compute for part in site.parts]
+    computes = {part.name: plan.recipe.linear(part) for part in computed}
+    stored = [part for site in plan.stored() for part in site.parts]
     with torch.device("meta"):
         adapters = {site.name: plan.adapter.linear(site) for site in plan.adapted()} if plan.adapter else {}
-        storages = {site.name: plan.quantizer.storage(site) for site in plan.stored()} if plan.quantizer else {}
+        storages = {part.name: plan.quantizer.storage(part) for part in stored} if plan.quantizer else {}
     model = source.load(computes, adapters, storages, device=device, weights=weights, notice=notice)
     if plan.adapter is not None:
         model.requires_grad_(False)

@@ -6,7 +6,7 @@ from typing import Any
 import attrs
 import pytest
 from surogate_adapter_lora.plugin import Options, check_plan
-from surogate_adapter_lora.targets import NO_EXPERTS, check_targets, refusal
+from surogate_adapter_lora.targets import NO_DORA, check_targets, refusal
 
 from surogate_core.contracts import Site
 
@@ -56,12 +56,14 @@ def test_a_target_that_is_no_linear_layer_says_what_it_is(target: str, kind: str
 
 
 @pytest.mark.parametrize("target", ["all", "gate_up_proj"])
-def test_experts_are_refused_with_the_setting_that_works(target: str) -> None:
-    (problem,) = check_targets([target], EXPERTS)
-    assert NO_EXPERTS in problem.what
-    assert problem.how == 'set lora_target_modules = ["q_proj"]'
-    assert refusal(EXPERTS[1], [target]) == NO_EXPERTS
-    assert check_targets(["q_proj"], EXPERTS) == []
+def test_experts_are_named_as_other_layers_are_but_have_no_dora(target: str) -> None:
+    assert refusal(EXPERTS[1], [target]) is None
+    assert check_targets([target], EXPERTS) == []
+    (problem,) = check_targets([target], EXPERTS, dora=True)
+    assert NO_DORA in problem.what
+    assert problem.how == 'set lora_target_modules = ["q_proj"], or lora_use_dora = false'
+    assert refusal(EXPERTS[1], [target], dora=True) == NO_DORA
+    assert check_targets(["q_proj"], EXPERTS, dora=True) == []
 
 
 def plan(adapter: str = "lora", lora: bool = True, targets: tuple[str, ...] = ("nothing",)) -> Any:

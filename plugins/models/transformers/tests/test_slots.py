@@ -80,7 +80,7 @@ def test_names_that_are_no_linear_layers_are_refused(name: str, said: str, tiny:
         ("llama", {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}, {}),
         ("phi3", {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"}, {}),
         ("qwen3_moe", {"q_proj", "k_proj", "v_proj", "o_proj"}, {"gate_up_proj": (4, 48, 32), "down_proj": (4, 32, 24)}),
-        ("gpt_oss", {"q_proj", "k_proj", "v_proj", "o_proj"}, {"gate_up_proj": (4, 32, 96), "down_proj": (4, 48, 32)}),
+        ("gpt_oss", {"q_proj", "k_proj", "v_proj", "o_proj"}, {"gate_up_proj": (4, 96, 32), "down_proj": (4, 32, 48)}),
     ],
 )
 def test_sites(family: str, linears: set[str], stacked: dict[str, tuple[int, ...]], tiny: Any, core: Any) -> None:

@@ -27,16 +27,16 @@ def concatenate(parts: Sequence[Part]) -> Stored:
     layers: dict[str, dict[str, Tensor]] = {}
     for name in _names(parts):
         some = next(part.layers[name] for part, _ in parts if name in part.layers)
-        a = torch.zeros(rank, some["lora_A"].shape[1])
-        b = torch.zeros(some["lora_B"].shape[0], rank)
+        a = torch.zeros(*some["lora_A"].shape[:-2], rank, some["lora_A"].shape[-1])
+        b = torch.zeros(*some["lora_B"].shape[:-1], rank)
         start = 0
         for index, (part, weight) in enumerate(parts):
             rows = slice(start, start + part.rank)
             start += part.rank
             if name in part.layers:
                 factor = own if index == 0 else weight * part.scale / first.scale
-                a[rows] = part.layers[name]["lora_A"].detach().float()
-                b[:, rows] = part.layers[name]["lora_B"].detach().float() * factor
+                a[..., rows, :] = part.layers[name]["lora_A"].detach().float()
+                b[..., rows] = part.layers[name]["lora_B"].detach().float() * factor
         layers[name] = {"lora_A": a, "lora_B": b}
         if first.dora:
             layers[name]["lora_magnitude"] = first.layers[name]["lora_magnitude"].detach().float()

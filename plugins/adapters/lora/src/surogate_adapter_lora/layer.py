@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from surogate_adapter_lora.experts import LoraExperts
 from surogate_adapter_lora.lowrank import add_low_rank, drop
 from surogate_adapter_lora.peft_format import Stored
 from surogate_core.errors import ModelError
@@ -64,6 +65,9 @@ class LoraLinear(nn.Module):
         return (self._squares + (both * b).sum(1)).clamp_min(torch.finfo(b.dtype).tiny).sqrt()
 
 
+KINDS = (LoraLinear, LoraExperts)
+
+
 def _exact(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
@@ -77,20 +81,24 @@ class Several(nn.Module):
         self.parts = nn.ModuleDict({str(number): part for number, part in parts.items()})
         self.active = tuple(active)
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor, *ends: Tensor) -> Tensor:
         for number in map(str, self.active):
             if number in self.parts:
-                y = self.parts[number](x, y)
+                y = self.parts[number](x, y, *ends)
         return y
 
 
-def from_stored(stored: Stored) -> dict[str, LoraLinear]:
+def from_stored(stored: Stored) -> dict[str, nn.Module]:
     """Frozen modules with the tensors of an adapter, without dropout, on the CPU."""
-    modules = {}
+    modules: dict[str, nn.Module] = {}
     for name, parts in stored.layers.items():
         a, b = parts["lora_A"], parts["lora_B"]
+        module: nn.Module
         with torch.device("meta"):
-            module = LoraLinear(a.shape[1], b.shape[0], stored.rank, stored.scale, 0.0, a.dtype, stored.dora)
+            if a.dim() == 3:
+                module = LoraExperts((a.shape[0], b.shape[1], a.shape[2]), stored.rank, stored.scale, 0.0, a.dtype)
+            else:
+                module = LoraLinear(a.shape[1], b.shape[0], stored.rank, stored.scale, 0.0, a.dtype, stored.dora)
         module.load_state_dict(dict(parts), assign=True)
         modules[name] = module.requires_grad_(False)
     return modules
@@ -104,12 +112,12 @@ def bind(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
 
 
 def update_of(module: nn.Module) -> Tensor:
-    """What merging adds to the layer's weight: (N, K), float32. A DoRA module has to be bound."""
-    if not isinstance(module, LoraLinear):
+    """What merging adds to the layer's weight: (N, K), of stacked experts (E, N, K), float32. A DoRA module has to be bound."""
+    if not isinstance(module, KINDS):
         raise TypeError(f"{type(module).__name__} is no LoRA")
     with torch.no_grad():
         update = (module.lora_B.float() @ module.lora_A.float()).mul_(module.scale)
-        if module.lora_magnitude is None:
+        if not isinstance(module, LoraLinear) or module.lora_magnitude is None:
             return update
         weight = models.weight_of(module._layer[0]).float()
         update += weight
@@ -117,33 +125,36 @@ def update_of(module: nn.Module) -> Tensor:
         return update.mul_(rows[:, None]).sub_(weight)
 
 
-def merge_into(model: nn.Module, modules: Mapping[str, LoraLinear]) -> None:
+def merge_into(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
     """Add the update of each module to its layer's weight: sums in float32, rounded once to the dtype of the weight. Raises
     ModelError for weights that are not held as numbers of their shape."""
     for name, module in modules.items():
-        layer: Any = model.get_submodule(name)
-        weight = layer.weight
-        if weight is not None:
-            module.to(weight.device).bind(layer)
-        if weight is None or not weight.is_floating_point() or weight.shape != (module.lora_B.shape[0], module.lora_A.shape[1]):
+        if isinstance(module, LoraLinear):
+            layer: Any = model.get_submodule(name)
+            weight = layer.weight
+            if weight is not None:
+                module.to(weight.device).bind(layer)
+        else:
+            weight = models.stacked_weight(model, name)
+        a, b = module.get_parameter("lora_A"), module.get_parameter("lora_B")
+        if weight is None or not weight.is_floating_point() or weight.shape != (*b.shape[:-1], a.shape[-1]):
             raise ModelError(
                 "an adapter cannot be merged into weights that are held quantised", where=name, how='set adapter_mode = "stack"'
             )
         with torch.no_grad():
-            weight.copy_(weight.float() + update_of(module))
+            weight.copy_(weight.float() + update_of(module.to(weight.device)))
 
 
 def _device(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def put_beside(model: nn.Module, modules: Mapping[str, LoraLinear]) -> None:
+def put_beside(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
     """Put each module into the adapter slot of its layer, in front of what is there."""
     filled = {}
     for name, module in modules.items():
-        layer: Any = model.get_submodule(name)
         module.to(_device(model))
-        there = getattr(layer, "adapter", None)
+        there = models.adapter_at(model, name)
         filled[name] = module if there is None else Several({0: module, 1: there}, (0, 1))
     models.fill_slots(model, {}, filled)
 

@@ -15,13 +15,15 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+import surogate_model_transformers as models
 import torch
 from attrs import frozen
 from torch import Tensor, nn
 
 from surogate_adapter_lora import peft_format
 from surogate_adapter_lora.combine import concatenate
-from surogate_adapter_lora.layer import LoraLinear, bind, from_stored, merge_into, put_beside, update_of
+from surogate_adapter_lora.experts import LoraExperts
+from surogate_adapter_lora.layer import KINDS, LoraLinear, bind, from_stored, merge_into, put_beside, update_of
 from surogate_adapter_lora.parts import chosen, once, weights_of
 from surogate_adapter_lora.plugin import Options
 from surogate_adapter_lora.targets import refusal
@@ -43,11 +45,13 @@ class Lora:
         return self.options.lora_alpha / (math.sqrt(rank) if self.options.lora_use_rslora else rank)
 
     def claim(self, site: Site) -> str | None:
-        return refusal(site, self.options.lora_target_modules)
+        return refusal(site, self.options.lora_target_modules, dora=self.options.lora_use_dora)
 
-    def linear(self, site: Site) -> LoraLinear:
-        outputs, inputs = site.shape
+    def linear(self, site: Site) -> nn.Module:
         options = self.options
+        if site.kind == "stacked_linear":
+            return LoraExperts(site.shape, options.lora_rank, self.scale, options.lora_dropout, DTYPES[options.lora_dtype])
+        outputs, inputs = site.shape
         return LoraLinear(
             inputs,
             outputs,
@@ -61,18 +65,22 @@ class Lora:
     def reset(self, module: nn.Module, generator: torch.Generator) -> None:
         """A as ``torch.nn.Linear`` and PEFT draw it: uniform in ± 1/sqrt(K). Drawn in float32 whatever ``lora_dtype`` is."""
         a, b = module.get_parameter("lora_A"), module.get_parameter("lora_B")
-        bound = 1 / math.sqrt(a.shape[1])
+        bound = 1 / math.sqrt(a.shape[-1])
         with torch.no_grad():
             a.copy_(torch.empty(a.shape, device=generator.device).uniform_(-bound, bound, generator=generator))
             b.zero_()
 
     def attached(self, outline: Outline) -> dict[str, nn.Module]:
-        """The modules of ``train_modules``, each weight once."""
-        return once(chosen(outline.skeleton, self.options.train_modules))
+        """The modules that are trained whole, each weight once."""
+        return once(chosen(outline.skeleton, self.whole(outline.skeleton)))
+
+    def whole(self, model: nn.Module) -> list[str]:
+        """What is trained whole: ``train_modules``, and with ``train_router`` the routers."""
+        return [*self.options.train_modules, *(models.routers(model) if self.options.train_router else ())]
 
     def attach(self, model: nn.Module, modules: Mapping[str, nn.Module], generator: torch.Generator) -> dict[str, nn.Module]:
         """``adapter_path`` is merged into the weights or put beside them; with DoRA the adapters learn their layers, and magnitudes
-        start as the norms of their rows. The modules of ``train_modules`` are trained from here on."""
+        start as the norms of their rows. What is trained whole is trained from here on."""
         if self.first is not None:
             put = merge_into if self.options.adapter_mode == "merge" else put_beside
             put(model, from_stored(self.first))
@@ -81,7 +89,7 @@ class Lora:
             for module in modules.values():
                 if isinstance(module, LoraLinear) and module.lora_magnitude is not None:
                     module.lora_magnitude.copy_(module.norm())
-        whole = chosen(model, self.options.train_modules)
+        whole = chosen(model, self.whole(model))
         for module in whole.values():
             for parameter in weights_of(module).values():
                 parameter.requires_grad_(True)
@@ -101,8 +109,8 @@ class Lora:
             rslora=options.lora_use_rslora,
             dora=options.lora_use_dora,
             dropout=options.lora_dropout,
-            layers={name: dict(module.named_parameters()) for name, module in modules.items() if isinstance(module, LoraLinear)},
-            parts={name: weights_of(module) for name, module in modules.items() if not isinstance(module, LoraLinear)},
+            layers={name: dict(module.named_parameters()) for name, module in modules.items() if isinstance(module, KINDS)},
+            parts={name: weights_of(module) for name, module in modules.items() if not isinstance(module, KINDS)},
         )
         return own if self.first is None else concatenate([(own, 1.0), (self.first, 1.0)])
 
@@ -116,8 +124,8 @@ class Lora:
         wanted = self._stored(modules)
         peft_format.same_form(found, wanted, directory)
         for name, parts in found.layers.items() if self.first is not None else ():
-            same = torch.equal(parts["lora_A"][rank:], wanted.layers[name]["lora_A"][rank:])
-            if not (same and torch.equal(parts["lora_B"][:, rank:], wanted.layers[name]["lora_B"][:, rank:])):
+            same = torch.equal(parts["lora_A"][..., rank:, :], wanted.layers[name]["lora_A"][..., rank:, :])
+            if not (same and torch.equal(parts["lora_B"][..., rank:], wanted.layers[name]["lora_B"][..., rank:])):
                 raise ModelError(
                     f"the adapter of adapter_path is not the one that was under this one: {name} differs",
                     where=str(directory),
@@ -125,13 +133,14 @@ class Lora:
                 )
         with torch.no_grad():
             for name, module in modules.items():
-                if not isinstance(module, LoraLinear):
+                if not isinstance(module, KINDS):
                     for key, parameter in weights_of(module).items():
                         parameter.copy_(found.parts[name][key])
                     continue
                 for key, parameter in module.named_parameters():
                     tensor = found.layers[name][key]
-                    parameter.copy_(tensor[:rank] if key == "lora_A" else tensor[:, :rank] if key == "lora_B" else tensor)
+                    own = {"lora_A": (..., slice(rank), slice(None)), "lora_B": (..., slice(rank))}.get(key, ...)
+                    parameter.copy_(tensor[own])
 
     def delta(self, module: nn.Module) -> Tensor:
         """For DoRA the module has to be bound: the change depends on the weight."""

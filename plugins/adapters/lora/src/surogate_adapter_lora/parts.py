@@ -77,6 +77,14 @@ def check_parts(patterns: Sequence[str], model: nn.Module, adapted: Sequence[Sit
     return problems
 
 
+def check_router(model: nn.Module) -> list[Problem]:
+    """``train_router`` for a model that has none."""
+    if models.routers(model):
+        return []
+    what = "train_router = true, and this model has no routers: it is no mixture of experts"
+    return [Problem(what, where="train_router", how="set train_router = false")]
+
+
 def weights_of(module: nn.Module) -> dict[str, Tensor]:
     """A module's own parameters by name."""
     return dict(module.named_parameters(recurse=False))

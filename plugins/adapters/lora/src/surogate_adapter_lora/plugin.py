@@ -56,6 +56,9 @@ class Options:
             "Parts to train whole beside the adapter, by name, end of it or pattern (`lm_head`, `embed_tokens`, `*norm`)."
         ),
     )
+    train_router: bool = field(
+        default=False, metadata=doc("Train the routers of a mixture of experts whole, beside the adapter; they are saved in it.")
+    )
     merge_adapter: bool = field(
         default=False,
         metadata=doc("At the end write the model with the adapter merged into it, to `output_dir`/merged."),
@@ -109,6 +112,9 @@ def check_config(config: Config) -> list[Problem]:
 
     if own.train_modules and not _in_force(core):
         problem("train_modules", 'train_modules needs lora = true and adapter = "lora"', "set them, or train_modules = []")
+    if own.train_router and not _in_force(core):
+        what = 'train_router needs lora = true and adapter = "lora"; training all weights trains the routers too'
+        problem("train_router", what, "set them, or train_router = false")
     if own.merge_adapter and not _in_force(core):
         problem("merge_adapter", 'merge_adapter needs lora = true and adapter = "lora"', "set them, or merge_adapter = false")
     if own.adapter_path is None:
@@ -133,13 +139,14 @@ def check_plan(plan: Plan, device: str) -> list[Problem]:
     if not _in_force(core):
         return []
     from surogate_adapter_lora.first import check_first
-    from surogate_adapter_lora.parts import check_parts
+    from surogate_adapter_lora.parts import check_parts, check_router
     from surogate_adapter_lora.targets import check_targets
 
     own = plan.config.of(Options)
     parts = check_parts(own.train_modules, plan.outline.skeleton, plan.adapted()) if own.train_modules else []
     return [
-        *check_targets(own.lora_target_modules, plan.sites),
+        *check_targets(own.lora_target_modules, plan.sites, own.lora_use_dora),
+        *(check_router(plan.outline.skeleton) if own.train_router else ()),
         *parts,
         *check_first(plan.adapter, core.model, plan.sites, plan.adapted()),
     ]

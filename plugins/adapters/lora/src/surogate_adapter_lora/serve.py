@@ -175,7 +175,8 @@ def _storages_of(source: str) -> dict[str, Storage]:
     host = load_host()
     plan = make_plan(load(Path(source), host, need_data=False), host)
     with torch.device("meta"):
-        return {site.name: plan.quantizer.storage(site) for site in plan.stored()} if plan.quantizer else {}
+        parts = [part for site in plan.stored() for part in site.parts]
+        return {part.name: plan.quantizer.storage(part) for part in parts} if plan.quantizer else {}
 
 
 def _with(settings: Settings, **changes: Any) -> Settings:

@@ -163,7 +163,8 @@ def batch(config: Path, words: tuple[str, ...]) -> None:
         raise RunFailed(
             f"the gradient depends on the batch split: {worst[1]} differs by {worst[0]:.2e}, {tolerance:.0e} is allowed",
             where=str(config),
-            how="try --model-dtype fp32; if it still differs, a plugin or the model mixes the rows of a batch",
+            how="try --model-dtype fp32, for a mixture of experts --router-aux-loss-coef 0; "
+            "if it still differs, a plugin or the model mixes the rows of a batch",
         )
 
 

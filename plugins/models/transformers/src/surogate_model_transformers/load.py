@@ -7,6 +7,7 @@ the weights through the hook that it has for quantisers; nothing of that stays o
 from __future__ import annotations
 
 import copy
+import functools
 import importlib
 import json
 from collections.abc import Callable
@@ -15,24 +16,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.core_model_loading import ConversionOps
-from transformers.quantizers.auto import register_quantization_config, register_quantizer
-from transformers.quantizers.base import HfQuantizer
-from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from surogate_core.contracts import Storage
 from surogate_core.errors import ModelError
 from surogate_model_transformers.attention import IMPLEMENTATION
 from surogate_model_transformers.config import PICKLE_FILES, SAFE_FILES, fetch, first_line, weight_files
+from surogate_model_transformers.experts import stacks, take_over
+from surogate_model_transformers.hook import Hook, leave_no_trace
 from surogate_model_transformers.plugin import Settings
 from surogate_model_transformers.quiet import quiet
 from surogate_model_transformers.sites import blocks
-from surogate_model_transformers.slots import SLOTS, SlotLinear, slot_layers, slot_names
+from surogate_model_transformers.slots import SLOTS, slot_layers, slot_names
 from surogate_model_transformers.vision import has_vision
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json", *PICKLE_FILES, "pytorch_model-*.bin")
-_HOOK = "surogate"
 
 
 def skeleton(hf_config: Any, settings: Settings) -> Any:
@@ -71,9 +68,11 @@ def load_model(
         model = _random(hf_config, settings, prepare)
     else:
         model = _read(hf_config, settings, source, prepare, notice)
-    for name, layer in slot_layers(model):
-        if layer.adapter is not None and any(p.is_meta for p in layer.adapter.parameters()):
-            layer.adapter.to_empty(device=device)
+    take_over(model)
+    for name, layer in (*slot_layers(model), *((name, stack) for name, _, _, stack in stacks(model))):
+        adapter: Any = layer.adapter
+        if adapter is not None and any(p.is_meta for p in adapter.parameters()):
+            adapter.to_empty(device=device)
         if any(tensor.is_meta for tensor in layer.state_dict().values()):
             raise ModelError("a recipe's compute module is on the meta device and has no values", where=name)
     model.to(device)
@@ -157,6 +156,10 @@ def _random(hf_config: Any, settings: Settings, prepare: Callable[[Any], object]
     for _, layer in slot_layers(model):
         if layer.storage is not None:
             layer.pack(layer.storage, layer.weight)
+    for _, module, role, stack in stacks(model):
+        if stack.storages:
+            stack.pack(getattr(module, role))
+            module.register_parameter(role, None)
     return model
 
 
@@ -177,7 +180,7 @@ def _read(
     if stored == "float16" and source is None:
         notice(f"the checkpoint is float16: its weights are converted to {str(dtype).removeprefix('torch.')}")
     slots: list[tuple[Any, str, nn.Module]] = []
-    to_pack: dict[str, tuple[SlotLinear, Storage]] = {}
+    to_pack: dict[str, tuple[Any, str, tuple[int, ...], Callable[[Tensor], None]]] = {}
 
     def enter(model: Any) -> None:
         if prepare is None:
@@ -186,19 +189,30 @@ def _read(
             prepare(model)
         for name, layer in slot_layers(model):
             if layer.storage is not None:
-                to_pack[f"{name}.weight"] = (layer, layer.storage)
+                shape = (layer.out_features, layer.in_features)
+                to_pack[f"{name}.weight"] = (layer, "weight", shape, functools.partial(layer.pack, layer.storage))
             for slot in SLOTS:
                 part = getattr(layer, slot)
                 if isinstance(part, nn.Module):
                     slots.append((layer, slot, part))
                     setattr(layer, slot, None)
+        for name, module, role, stack in list(stacks(model)):
+            if stack.storages:
+                to_pack[name] = (module, role, tuple(getattr(module, role).shape), stack.pack)
+            if role == "down_proj":  # the last one of its module
+                slots.append((module, "slots", module.slots))
+                module.slots = None
 
     def pack(name: str, weight: Tensor | None) -> bool:
-        layer, storage = to_pack.get(name, (None, None))
-        if layer is None or storage is None or (weight is not None and weight.shape != (layer.out_features, layer.in_features)):
+        if name not in to_pack:
+            return False
+        module, own, shape, take = to_pack[name]
+        if weight is not None and weight.shape != shape:
             return False
         if weight is not None:
-            layer.pack(storage, weight)
+            take(weight)
+            if not isinstance(module, nn.Linear):  # transformers fills what is missing there without a look whether it is None
+                module.register_parameter(own, nn.Parameter(weight.new_empty(0)))
         return True
 
     try:
@@ -208,7 +222,7 @@ def _read(
                 config=copy.deepcopy(hf_config),
                 dtype=first,
                 attn_implementation=_attention(hf_config),
-                quantization_config=_Hook(enter, pack),
+                quantization_config=Hook(enter, pack),
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
                 weights_only=True,
@@ -222,9 +236,13 @@ def _read(
             where=str(directory),
             how="check that the files are complete; download or copy them again",
         ) from error
-    wrong = [name for name, (layer, _) in to_pack.items() if layer.weight is not None]  # the loader does not compare these shapes
+    wrong = [
+        name for name, (module, own, *_) in to_pack.items() if (left := getattr(module, own)) is not None and left.numel()
+    ]  # the loader does not compare these shapes
     _check({**report, "mismatched_keys": [*report.get("mismatched_keys", ()), *wrong]}, directory)
-    _leave_no_trace(model)
+    for module, own, *_ in to_pack.values():
+        module.register_parameter(own, None)
+    leave_no_trace(model)
     if first != dtype:
         _cast(model, dtype)
     for layer, slot, part in slots:
@@ -274,14 +292,6 @@ def _check(report: dict[str, Any], directory: Path) -> None:
         )
 
 
-def _leave_no_trace(model: Any) -> None:
-    model.hf_quantizer.remove_quantization_config(model)
-    for module in model.modules():
-        if hasattr(module, "config"):
-            vars(module.config).pop("_is_quantized", None)
-    vars(model).pop("is_quantized", None)
-
-
 def _fix_rotary(model: Any, length: int) -> None:
     """Rotary frequencies that transformers recomputes from the longest position it has met (dynamic, longrope) are set to those
     of a full row and stay so: else they depend on earlier batches, and are read back from the device in every forward."""
@@ -296,51 +306,3 @@ def _fix_rotary(model: Any, length: int) -> None:
                 module(torch.zeros(1, device=device), last, **named)
                 kinds = "fixed" if layer_type is None else {**kinds, layer_type: "fixed"}
                 module.rope_type = kinds
-
-
-@register_quantization_config(_HOOK)
-class _Hook(QuantizationConfigMixin):
-    """Carries two functions into the loader, which copies this object but not them. ``enter(model)`` fills the slots;
-    ``pack(name, weight)`` hands a weight to the storage of its layer and says whether it has one, with None it only says."""
-
-    def __init__(self, enter: Callable[[Any], None], pack: Callable[[str, Tensor | None], bool]):
-        self.quant_method = _HOOK
-        self.enter, self.pack = enter, pack
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"quant_method": _HOOK}
-
-
-@register_quantizer(_HOOK)
-class _Quantizer(HfQuantizer):
-    is_trainable = True
-
-    def is_serializable(self) -> bool:
-        return True
-
-    def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
-        self.quantization_config.enter(model)
-
-    def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
-        return bool(self.quantization_config.pack(param_name, None))
-
-    def get_quantize_ops(self) -> _Pack:
-        return _Pack(self.quantization_config.pack)
-
-
-class _Pack(ConversionOps):
-    """The loader's last operation on a weight that is quantised: one is read, packed and let go before the next."""
-
-    def __init__(self, pack: Callable[[str, Tensor | None], bool]):
-        self.pack = pack
-
-    def convert(
-        self, input_dict: dict[str, Any], *args: Any, missing_keys: set[str] | None = None, **kwargs: Any
-    ) -> dict[str, Any]:
-        left = {}
-        for name, value in input_dict.items():
-            if not self.pack(name, value[0] if isinstance(value, list) else value):
-                left[name] = value
-            elif missing_keys is not None:
-                missing_keys.discard(name)
-        return left

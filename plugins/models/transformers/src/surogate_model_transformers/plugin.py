@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from attrs import field, frozen
 from surogate_settings.nearest import did_you_mean
 
 from surogate_core.errors import Problem
 from surogate_core.hookspecs import hookimpl
-from surogate_core.offers import Offer, doc, ge
+from surogate_core.offers import Offer, doc, ge, normal_name
 
 if TYPE_CHECKING:
     from surogate_core.config import Config, CoreOptions
+    from surogate_core.contracts import RunInfo
+    from surogate_core.plan import Plan
 
 SCALED = ("linear", "dynamic", "yarn")
 
@@ -40,6 +42,24 @@ class Options:
     init_projections_to_zero: bool = field(
         default=False,
         metadata=doc("With `from_scratch`, start the last linear layers of attention and MLP at zero: each block is the identity."),
+    )
+    router_aux_loss_coef: float | None = field(
+        default=None,
+        validator=ge(0),
+        metadata=doc("Weight of the load-balancing loss of a mixture of experts. Unset: as in the model's config."),
+    )
+    router_z_loss_coef: float | None = field(
+        default=None,
+        validator=ge(0),
+        metadata=doc("Weight of the z-loss, the mean square of the routers' logsumexp. Unset: as in the model's config, or 0."),
+    )
+    qlora_selective_expert_dequant: bool = field(
+        default=False,
+        metadata=doc("Unpack only the quantised experts that a forward pass routes tokens to: less memory; waits for the router."),
+    )
+    qlora_offload_experts: bool = field(
+        default=False,
+        metadata=doc("Keep quantised experts in host memory; those of a layer are on the GPU only while it is computed."),
     )
     torch_dtype: Literal["bfloat16", "float16", "float32"] | None = field(
         default=None, metadata=doc("Precision in which weights are read. Unset: as stored.")
@@ -84,6 +104,30 @@ def check_config(config: Config) -> list[Problem]:
         what = f'rope_scaling = "{value}" needs max_model_len, the context length to reach'
         return [Problem(what, where=_place(config), how="set max_model_len")]
     return []
+
+
+@hookimpl
+def check_plan(plan: Plan, device: str) -> list[Problem]:
+    if normal_name(plan.config.core.model_backend) != "transformers":
+        return []
+    from surogate_model_transformers.routing import check_experts
+
+    return check_experts(plan.config.of(Options), plan, device)
+
+
+@hookimpl
+def part_finished(run: RunInfo, name: str) -> None:
+    """The clock of the routers' figures: they are those of a step, not of a micro-batch."""
+    routing = getattr(run.plan.model_source, "routing", None) if name == "optimizer" else None
+    if routing is not None:
+        routing.seal()
+
+
+@hookimpl
+def step_finished(run: RunInfo, record: dict[str, Any]) -> None:
+    routing = getattr(run.plan.model_source, "routing", None)
+    if routing is not None:
+        record.update(routing.take())
 
 
 def _place(config: Config) -> str:

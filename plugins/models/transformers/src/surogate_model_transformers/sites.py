@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from surogate_core.contracts import Site, SiteKind
+from surogate_model_transformers.experts import is_experts, stacked
 from surogate_model_transformers.vision import decoder_name
 
 ACTIVATION_MODULES = ("transformers.activations", "torch.nn.modules.activation")
@@ -27,7 +28,7 @@ def list_sites(model: Any) -> tuple[Site, ...]:
     """All sites in the model's order; see :class:`~surogate_core.contracts.Site`.
 
     ``model`` is a transformers causal language model, usually on the meta device. Linear layers count only inside of decoder
-    blocks. Expert weights that one module stacks, (E, N, K) or (E, K, N) as the family has it, are ``stacked_linear``.
+    blocks. Expert weights that one module stacks are ``stacked_linear``, (E, N, K) whichever way the family holds them.
     """
     return tuple(_sites(model))
 
@@ -44,11 +45,10 @@ def _sites(model: Any) -> Iterator[Site]:
             weight = getattr(module, "weight", None)
             bias = getattr(module, "bias", None) is not None
             yield Site(name=name, kind=kind, shape=() if weight is None else tuple(weight.shape), bias=bias, layer=layer)
-        if layer is not None:
-            for role, parameter in module.named_parameters(recurse=False):
-                if parameter.ndim == 3:
-                    bias = hasattr(module, f"{role}_bias")
-                    yield Site(name=f"{name}.{role}", kind="stacked_linear", shape=tuple(parameter.shape), bias=bias, layer=layer)
+        if layer is not None and is_experts(module):
+            for role, shape in stacked(module).items():
+                bias = hasattr(module, f"{role}_bias")
+                yield Site(name=f"{name}.{role}", kind="stacked_linear", shape=shape, bias=bias, layer=layer)
 
 
 def _kind(module: nn.Module, embedding: nn.Module, head: nn.Module | None, *, inside: bool) -> SiteKind | None:

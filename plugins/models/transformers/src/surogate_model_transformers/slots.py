@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from surogate_core.contracts import Storage
 from surogate_core.errors import PlanError
+from surogate_model_transformers.experts import Stack, stack_at, stacks
 
 Compute = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 SLOTS = ("compute", "adapter", "storage")
@@ -90,11 +91,20 @@ def fill_slots(
     adapters: Mapping[str, nn.Module],
     storages: Mapping[str, Storage] | None = None,
 ) -> list[str]:
-    """Replace the named linear layers, on the meta device or not, by :class:`SlotLinear`; a slot that is not named keeps what it
-    has. Returns one line ``name: old -> new`` for each. Raises PlanError for a name that is no linear layer of the model."""
+    """Replace the named linear layers, on the meta device or not, by :class:`SlotLinear`, and fill the slots of stacked experts:
+    computes and storages of ``experts.role.number``, adapters of ``experts.role``. A slot that is not named keeps what it has.
+    Returns one line ``name: old -> new`` for each layer. Raises PlanError for a name that is no linear layer of the model."""
     lines = []
+    banks: dict[str, Stack] = {}
     storages = storages or {}
     for name in dict.fromkeys([*computes, *adapters, *storages]):
+        if found := stack_at(model, name):
+            stack, number = found
+            banks.setdefault(name if number is None else name.rpartition(".")[0], stack)
+            if name in computes and number is not None:
+                stack.set_compute(number, computes[name])
+            stack.adapter = adapters.get(name, stack.adapter)
+            continue
         parent, _, role = name.rpartition(".")
         try:
             old = model.get_submodule(name)
@@ -107,7 +117,17 @@ def fill_slots(
         new.storage = storages.get(name, new.storage)
         setattr(model.get_submodule(parent), role, new)
         lines.append(f"{name}: {_describe(old)} -> {_describe(new)}")
+    for name, stack in banks.items():
+        if own := [storages[f"{name}.{number}"] for number in range(stack.experts) if f"{name}.{number}" in storages]:
+            stack.set_storages(own)
+        lines.append(f"{name}: {stack.experts} experts -> {_describe(stack)}")
     return lines
+
+
+def adapter_at(model: nn.Module, name: str) -> nn.Module | None:
+    """What is in the adapter slot of a linear layer or of stacked experts."""
+    found = stack_at(model, name)
+    return getattr(model.get_submodule(name) if found is None else found[0], "adapter", None)
 
 
 def weight_of(layer: Any) -> Tensor:
@@ -116,7 +136,7 @@ def weight_of(layer: Any) -> Tensor:
 
 
 def slot_layers(model: nn.Module) -> Iterator[tuple[str, SlotLinear]]:
-    """All layers with slots, with their names."""
+    """All layers with slots, with their names; those of stacked experts are :func:`~surogate_model_transformers.experts.stacks`."""
     return ((name, module) for name, module in model.named_modules() if isinstance(module, SlotLinear))
 
 
@@ -127,6 +147,8 @@ def slot_names(model: nn.Module) -> set[str]:
         for slot in SLOTS:
             part = getattr(module, slot)
             names |= {f"{layer}.{slot}.{name}" for name in part.state_dict()} if isinstance(part, nn.Module) else set()
+    for site, _, role, stack in stacks(model):
+        names |= {f"{site.removesuffix(role)}slots.{role}.{name}" for name in stack.state_dict()}
     return names
 
 
@@ -135,20 +157,28 @@ def plain(model: nn.Module) -> Iterator[None]:
     """Every layer computes as ``F.linear`` does: to look at how a model behaves without a recipe's rounding, in which all values of
     a tensor may depend on the largest, and without a change of the recipe's state."""
     filled = [(layer, layer.compute) for _, layer in slot_layers(model)]
+    banks = [(stack, stack.computes) for *_, stack in stacks(model)]
     for layer, _ in filled:
         del layer.compute  # a module would not give its name to a function
         layer.compute = F.linear
+    for stack, _ in banks:
+        stack.computes = (F.linear,) * stack.experts
     try:
         yield
     finally:
         for layer, compute in filled:
             del layer.compute
             layer.compute = compute
+        for stack, computes in banks:
+            stack.computes = computes
 
 
 def _describe(module: nn.Module) -> str:
-    if not isinstance(module, SlotLinear):
+    if isinstance(module, Stack):
+        filled = (module.computes[0], module.adapter, *module.storages[:1])
+    elif isinstance(module, SlotLinear):
+        filled = (module.compute, module.adapter, module.storage)
+    else:
         return type(module).__name__
-    compute = type(module.compute).__name__ if isinstance(module.compute, nn.Module) else module.compute.__name__
-    parts = [type(part).__name__ for part in (module.adapter, module.storage) if part is not None]
-    return f"SlotLinear({', '.join([compute, *parts])})"
+    parts = [type(part).__name__ if isinstance(part, nn.Module) else part.__name__ for part in filled if part is not None]
+    return f"{type(module).__name__}({', '.join(parts)})"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from surogate_core.contracts import Batch, Context, Outline, Storage
-from surogate_model_transformers import config, export, load, loss, sites, slots, vision
+from surogate_model_transformers import config, experts, export, load, loss, routing, sites, slots, vision
 from surogate_model_transformers.plugin import Options, Settings
 
 
@@ -20,6 +20,7 @@ class Transformers:
 
     def __init__(self, settings: Settings):
         self.settings = settings
+        self.routing: routing.Routing | None = None
 
     @cached_property
     def hf_config(self) -> Any:
@@ -43,12 +44,19 @@ class Transformers:
         weights: Path | None = None,
         notice: Callable[[str], None] = lambda text: None,
     ) -> nn.Module:
-        def fill(model: Any) -> object:
-            return slots.fill_slots(model, computes, adapters, storages)
+        own = self.settings.own
+
+        def fill(model: Any) -> None:
+            slots.fill_slots(model, computes, adapters, storages)
+            for *_, stack in experts.stacks(model):
+                stack.selective = own.qlora_selective_expert_dequant
+                if own.qlora_offload_experts:
+                    stack.set_storages(stack.storages, experts.to_device)
 
         return load.load_model(self.hf_config, self.settings, device=device, source=weights, prepare=fill, notice=notice)
 
     def ready(self, model: nn.Module) -> str | None:
+        self.routing = routing.routing_of(model, self.settings.own)
         return loss.check_head(model)
 
     def blocks(self, model: nn.Module) -> Sequence[nn.Module]:
@@ -58,7 +66,12 @@ class Transformers:
         load.recompute_layers(model)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        return loss.batch_loss(model, batch, self.settings.own.lmhead_chunks)
+        """Of a mixture of experts in training the gradient is also that of the routers' losses (``routing.py``)."""
+        chunks = self.settings.own.lmhead_chunks
+        if self.routing is None or not model.training:
+            return loss.batch_loss(model, batch, chunks)
+        self.routing.listen()
+        return loss.batch_loss(model, batch, chunks) + self.routing.added(batch)
 
     def save(self, model: nn.Module, tokenizer: Any, directory: Path) -> None:
         export.save_model(model, tokenizer, directory)
