@@ -109,7 +109,7 @@ def test_what_is_on_the_page(write: Write) -> None:
     assert figures["speed"] == 40000
     assert figures["peak memory"] == 1900
     assert run["plan"][0] == ["memory, bytes", 2000, 1900]
-    assert run["time"] == [["data", 1.0], ["compute", 8.0]]
+    assert run["time"] == [["data", 1.0], ["compute", 9.0]]
     assert run["ledger"]["rows"]["dropped"] == 3
     assert ["learning_rate", "0.001", "config.toml:7"] in run["config"]
     assert run["plugins"] == {"surogate": "0.1"}

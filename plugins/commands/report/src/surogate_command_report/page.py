@@ -118,10 +118,7 @@ def _plan(run: Run) -> list[list[Any]]:
 
 
 def _seconds(run: Run) -> list[list[Any]]:
-    split = dict(run.end.get("seconds") or {})
-    if "compute" in split and "data" in split:  # the loop's "compute" is the whole step, waiting for data included
-        split["compute"] = max(0.0, split["compute"] - split["data"])
-    return [[name, round(value, 3)] for name, value in split.items() if value]
+    return [[name, round(value, 3)] for name, value in (run.end.get("seconds") or {}).items() if value]
 
 
 def _parts(run: Run) -> list[list[Any]]:
