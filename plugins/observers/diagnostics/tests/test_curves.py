@@ -18,7 +18,7 @@ from surogate_observer_diagnostics.observer import Event, Facts, watch
 from surogate_observer_diagnostics.options import Options
 
 ON = Options(auto_lr_reduction=True, early_stop=True)
-MADE = Facts(parameters=1_000_000, warmup=100)
+MADE = Facts(parameters=1_000_000, warmup=100, crowd=8.0)
 ROOT = Path(__file__).resolve().parents[4]
 WINDOW = 15
 """Steps by which an event may be off: the last digits of exp and log are the platform's."""
@@ -46,6 +46,8 @@ HEALTHY = (
     "fast",
     "noise of single rows",
     "periods of epochs",
+    "experts specialise",
+    "experts waver",
 )
 TABLE = [
     Row("healthy fast", "converging", []),
@@ -156,6 +158,11 @@ TABLE = [
     ),
     Row("gradients grow", "converging", ["101 advice, growing gradients"]),
     Row("overfits", "converging", ["1796 temporary cut 1", "1800 early_stop, convergence"]),
+    Row("experts specialise", "converging", []),
+    Row("few tokens for many experts", "converging", []),
+    Row("experts fall away", "converging", ["525 advice, MoE collapse"]),
+    Row("experts collapse", "converging", ["630 advice, MoE collapse"]),
+    Row("experts waver", "converging", []),
     Row("diverges and comes back", "converging unstable diverging", ["801 temporary cut 1"]),
 ]
 

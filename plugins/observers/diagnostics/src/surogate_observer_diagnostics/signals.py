@@ -6,9 +6,10 @@ Losses are nats per token. Each ``see`` takes one optimizer step, in order.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from statistics import fmean
+from typing import Any
 
 from attrs import Factory, define
 
@@ -16,6 +17,10 @@ from surogate_observer_diagnostics.options import Options
 
 HORIZON = 500
 """Improvement is told as what the loss would fall in this many steps."""
+
+
+TOKENS = 8
+"""Tokens that an expert gets of a step, with an even load, for the step to say something about the router."""
 
 
 def deviation(values: Sequence[float]) -> float:
@@ -175,3 +180,30 @@ class Level:
             return 1.0
         logs = [math.log(norm) for norm in self.norms]
         return math.exp(fmean(logs[-quarter:]) - fmean(logs[:quarter]))
+
+
+@define
+class Experts:
+    """How a mixture of experts spreads its tokens: ``load`` is the tokens of the busiest expert over the mean, ``used`` the share of
+    experts that get any; both are means over layers, and what the last steps said."""
+
+    load: list[float] = Factory(list)
+    used: list[float] = Factory(list)
+
+    def see(self, record: Mapping[str, Any], crowd: float, options: Options) -> None:
+        """``crowd``: experts over experts a token. A step in which an even router gives an expert fewer than ``TOKENS`` tokens says
+        nothing."""
+        load, used = record.get("moe_load_imbalance"), record.get("moe_expert_utilisation")
+        if load is None or used is None or record.get("tokens", 0) < TOKENS * crowd:
+            return
+        push(self.load, float(load), options.diagnostics_window)
+        push(self.used, float(used), options.diagnostics_window)
+
+    def collapsed(self, crowd: float, options: Options) -> str:
+        """With the figures, or empty. ``crowd`` is also the load of an expert that all tokens go to."""
+        if len(self.load) < options.diagnostics_window or crowd <= 1:
+            return ""
+        load, used = fmean(self.load), fmean(self.used)
+        if load <= 1 + options.moe_collapse * (crowd - 1) and used >= options.moe_collapse:
+            return ""
+        return f"the busiest expert of a layer has {load:.1f} times its share, {crowd:.3g} would be all, and {used:.0%} of the experts get tokens"
