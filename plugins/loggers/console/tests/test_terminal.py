@@ -180,7 +180,8 @@ def test_figures_are_left_out_by_their_importance() -> None:
     record = {**STEP, **MORE, "step": 7}
     whole = step_line(record, 1000, 60.0)
     assert whole == (
-        "step 7/1000  epoch 0.50  loss 3.2500  lr 0.001  norm 1.5  6,825 tokens/s  81 GB  gpu 93%  waits 25%  converging  left 1m00s"
+        "step 7/1000  epoch 0.50  loss 3.2500  lr 0.001  norm 1.5  6,825 tokens/s  81 GB  gpu 93%  waits 25%"
+        "  converging  left 1m00s"
     )
     found = [step_line(record, 1000, 60.0, width) for width in range(1, len(whole) + 1)]
     assert all(len(line) <= width for width, line in enumerate(found, 1) if width >= 11)

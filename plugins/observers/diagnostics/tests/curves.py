@@ -30,7 +30,12 @@ def real(name: str) -> tuple[Records, Facts]:
         records[-1] |= {name: curve[name][step - 1] for name in ("moe_load_imbalance", "moe_expert_utilisation") if name in curve}
         if step in evals:
             records.append({"kind": "eval", "step": step, "loss": evals[step]})
-    return records, Facts(parameters=curve["parameters"], warmup=curve["warmup"], clips="max_grad_norm" in curve["change"], crowd=curve.get("crowd", 1.0))
+    return records, Facts(
+        parameters=curve["parameters"],
+        warmup=curve["warmup"],
+        clips="max_grad_norm" in curve["change"],
+        crowd=curve.get("crowd", 1.0),
+    )
 
 
 def one(step: int, loss: float, norm: float = 1.0, rate: float = 1e-3, total: int = 0, tokens: int = 1000) -> dict[str, Any]:
@@ -50,8 +55,8 @@ def made(
     used: Callable[[int], float] = lambda step: 1.0,
     tokens: int = 1000,
 ) -> Records:
-    """``level``: the loss without its noise. ``evals``: steps between evaluations, which have a hundredth of the noise. ``load`` and
-    ``used``: how a mixture of experts spreads its ``tokens``."""
+    """``level``: the loss without its noise. ``evals``: steps between evaluations, which have a hundredth of the noise. ``load``
+    and ``used``: how a mixture of experts spreads its ``tokens``."""
     draw = random.Random(seed)
     records: Records = []
     for step in range(1, steps + 1):

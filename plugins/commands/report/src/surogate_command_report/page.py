@@ -20,6 +20,9 @@ CURVES = (
     ("tokens_per_s", "Speed", "tokens per second"),
     ("memory", "Peak memory", "bytes"),
     ("gpu/util", "GPU utilisation", "%"),
+    ("moe_load_imbalance", "Busiest expert", "times its share"),
+    ("moe_expert_utilisation", "Experts used", "share"),
+    ("moe_aux_loss", "Load-balancing loss", ""),
 )
 MOST_EVENTS = 400
 """Events of a run that are listed; the rest is counted."""

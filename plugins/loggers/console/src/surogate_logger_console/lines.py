@@ -153,7 +153,11 @@ def summary(end: Mapping[str, Any], first_loss: float | None, run: Mapping[str, 
     line("plugins", *(f"{name} {taken:.2f} ms a step" for name, taken in slow.items() if taken >= 0.005))
     if peak:
         whole = "" if run.get("device") == "cuda" else " (the whole process)"
-        line("memory", f"peak {size(peak)}{whole}", *([f"planned {size(sum(run['memory'].values()))} in tensors"] if run.get("memory") else []))
+        line(
+            "memory",
+            f"peak {size(peak)}{whole}",
+            *([f"planned {size(sum(run['memory'].values()))} in tensors"] if run.get("memory") else []),
+        )
     line("first step", *_fields(end, ("first_step", "{:.1f}s after the start")))
     line("versions", *versions(run.get("plugins") or {}))
     line("output", *_fields(end, ("output_dir", "{}")))

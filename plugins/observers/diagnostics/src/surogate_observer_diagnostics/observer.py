@@ -214,7 +214,7 @@ class Diagnostics:
             and grows > 4
             and f"the gradient norm grew {grows:.1f} times in {len(memory.level.norms)} steps and is not clipped: "
             "set max_grad_norm = 1.0",
-            "MoE collapse": (experts := memory.experts.collapsed(self.facts.crowd, self.options))
+            "MoE collapse": (experts := memory.experts.said(self.facts.crowd, self.options))
             and f"{experts}: raise router_aux_loss_coef or router_z_loss_coef, or lower the learning rate",
         }
         for name, text in advice.items():

@@ -58,9 +58,14 @@ class Options:
         default=0.5,
         validator=between(0.01, 0.99),
         metadata=doc(
-            "Experts have collapsed when, over a window, the busiest is this share of the way from an even load to all of it, or "
+            "Experts are collapsed while, over a window, the busiest is this share of the way from an even load to all of it, or "
             "fewer than this share of them get a token."
         ),
+    )
+    moe_collapse_steps: int = field(
+        default=300,
+        validator=ge(1),
+        metadata=doc("Consecutive steps of collapsed experts before it is said: routers even out by themselves."),
     )
 
     # auto_lr_reduction

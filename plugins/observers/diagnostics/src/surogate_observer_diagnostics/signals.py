@@ -184,11 +184,12 @@ class Level:
 
 @define
 class Experts:
-    """How a mixture of experts spreads its tokens: ``load`` is the tokens of the busiest expert over the mean, ``used`` the share of
-    experts that get any; both are means over layers, and what the last steps said."""
+    """How a mixture of experts spreads its tokens, in the last steps: ``load`` is the tokens of the busiest expert over the mean,
+    ``used`` the share of experts that get any, both means over layers. ``collapsed`` counts consecutive steps."""
 
     load: list[float] = Factory(list)
     used: list[float] = Factory(list)
+    collapsed: int = 0
 
     def see(self, record: Mapping[str, Any], crowd: float, options: Options) -> None:
         """``crowd``: experts over experts a token. A step in which an even router gives an expert fewer than ``TOKENS`` tokens says
@@ -198,12 +199,16 @@ class Experts:
             return
         push(self.load, float(load), options.diagnostics_window)
         push(self.used, float(used), options.diagnostics_window)
+        if len(self.load) == options.diagnostics_window and crowd > 1:  # the load of an expert that all tokens go to
+            uneven = fmean(self.load) > 1 + options.moe_collapse * (crowd - 1)
+            self.collapsed = self.collapsed + 1 if uneven or fmean(self.used) < options.moe_collapse else 0
 
-    def collapsed(self, crowd: float, options: Options) -> str:
-        """With the figures, or empty. ``crowd`` is also the load of an expert that all tokens go to."""
-        if len(self.load) < options.diagnostics_window or crowd <= 1:
+    def said(self, crowd: float, options: Options) -> str:
+        """The figures, once the collapse has lasted; else empty."""
+        if self.collapsed < options.moe_collapse_steps:
             return ""
         load, used = fmean(self.load), fmean(self.used)
-        if load <= 1 + options.moe_collapse * (crowd - 1) and used >= options.moe_collapse:
-            return ""
-        return f"the busiest expert of a layer has {load:.1f} times its share, {crowd:.3g} would be all, and {used:.0%} of the experts get tokens"
+        return (
+            f"{self.collapsed} steps so far; the busiest expert of a layer has {load:.1f} times its share, {crowd:.3g} is all,"
+            f" and {used:.0%} of the experts get tokens"
+        )
