@@ -184,7 +184,12 @@ def record(place: Path) -> dict[str, Screen]:
 
     from surogate_core import testing
 
-    for slow in ("rich.live", "surogate_core.train.session", "surogate_logger_console.picture", "surogate_quantizer_bnb_nf4.nf4"):
+    for slow in (
+        "rich.live",
+        "surogate_logger_console.picture",
+        "surogate_loop_standard.session",
+        "surogate_quantizer_bnb_nf4.nf4",
+    ):
         importlib.import_module(slow)  # once, not in each fork
     torch.set_num_threads(1)  # a fork has no threads of torch
     os.environ["SUROGATE_CACHE"] = "cache"

@@ -50,7 +50,7 @@ def screens(recorded: dict[str, Any]) -> dict[str, Screen]:
 
 def settled(text: str) -> str:
     """A sample without what differs from run to run and from machine to machine: times, speeds, memory, the digits of losses, the
-    drawing within its axes, and where lines are folded."""
+    drawing within its axes, how many plugins are installed, and where lines are folded."""
     text = "\n".join(line for line in text.splitlines() if " |" not in line)
     text = re.sub(r"\n +(?=\S)", " ", text)
     for figure in (
@@ -62,6 +62,7 @@ def settled(text: str) -> str:
         r"[\d.]+ MB",
         r"(?<=data )\d\w*(?=, compute)|(?<=compute )\d\w*|(?<=eval )\d\w*(?=, save)|(?<=save )\d\w*",
         r"[\d.]+(?= ms a step|s after)",
+        r"\d+(?= plugins)",
         r"[0-9a-f]{10,}(?= |\n|$)",
         r"[+-]\d+\.\d(?= %)",
         r"\d+\.\d{3,}",
