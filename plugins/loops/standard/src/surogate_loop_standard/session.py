@@ -56,8 +56,7 @@ class Session:
     def log(self, record: dict[str, Any]) -> None:
         assert self.records is not None
         assert self.loggers is not None
-        self.records.write(record)
-        self.loggers.log(record)
+        self.loggers.log(self.records.write(record))
 
     def open_logs(self, resumed: int) -> None:
         self.records = Records(self.output_dir / "metrics.jsonl", resumed)
