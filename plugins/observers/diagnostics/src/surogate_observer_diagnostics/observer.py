@@ -50,7 +50,7 @@ class Facts:
 
 def crowd(model: Any) -> float:
     """From what transformers' families call these numbers; 1 for a model that is none of them or has no experts."""
-    text = getattr(getattr(model, "config", None), "get_text_config", dict)()
+    text: Any = getattr(getattr(model, "config", None), "get_text_config", dict)()
     experts = next((getattr(text, name) for name in EXPERTS if getattr(text, name, None)), 1)
     return experts / next((getattr(text, name) for name in CHOSEN if getattr(text, name, None)), experts)
 
