@@ -1,4 +1,4 @@
-# Targets: setup, quickstart, test, prove, lint, bench, wheels. Each installs what it needs first, into .venv.
+# Targets: setup, quickstart, test, prove, samples, lint, bench, wheels. Each installs what it needs first, into .venv.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
@@ -6,7 +6,7 @@ PROJECTS := pyproject.toml $(wildcard libraries/*/pyproject.toml native/*/pyproj
 PACKAGES := surogate_core $(wildcard libraries/*/src/surogate_* native/*/src/surogate_* plugins/*/*/src/surogate_*)
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false DO_NOT_TRACK=1
 
-.PHONY: setup quickstart test prove lint bench wheels
+.PHONY: setup quickstart test prove samples lint bench wheels
 .NOTPARALLEL:
 
 setup: $(VENV)/installed
@@ -23,6 +23,9 @@ test: setup
 
 prove: setup
 	$(OFFLINE) SUROGATE_PROVE=1 $(BIN)/python -m pytest -v -m prove
+
+samples: setup
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python plugins/loggers/console/tests/terminal.py docs/terminal
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

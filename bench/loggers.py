@@ -1,17 +1,28 @@
-"""What logging costs a training step: the same steps with no logger and with all four, in interleaved pairs.
+"""What logging costs a training step: one real run whose steps reach its loggers in every other block only.
 
-    python bench/loggers.py [--pairs 10] [--steps 40] [--ms 200]
+    python bench/loggers.py [--pairs 10] [--steps 10]
 
-A step multiplies matrices for about ``--ms`` milliseconds on ``--threads`` threads, then sends its record, as the loop does. Each
-side of a pair is the mean step of its block; which side comes first alternates. Starting up is not counted. Also given: the wall
-time that the step spends in handing its record over, and the processor time of all threads but the one that computes, which
-depends little on what else the machine does. The last rows show loggers that misbehave.
+A random model is trained on one thread; its steps take 200 ms or more on a quiet machine. The blocks of a pair, with and without
+loggers, lie beside each other in the same run, and which comes first alternates, so that what else the machine does meets both. The
+first step of a block is not counted: in it the threads of the loggers work on the step before. Of each figure the median over the
+pairs is told, with an interval that holds it at 95 % whatever the distribution (order statistics).
+
+wall       time from the end of a step to the end of the next; noisy on a machine that does other work
+processor  time that the training thread itself computes; does not see waiting for the interpreter's lock
+at most    what the training thread spends on handing a record over, plus all that the other threads compute, as a share of a step:
+           if every moment of theirs held up the training thread, it would be slower by this
+
+``metrics.jsonl`` is written in both blocks, as every run does. The last rows have one logger that misbehaves.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
+import json
 import math
+import os
 import statistics
 import sys
 import tempfile
@@ -19,20 +30,21 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
-from attrs import frozen
+from attrs import Factory, define
+from surogate_loop_standard import session
 from surogate_loop_standard.fanout import Fanout
-from surogate_loop_standard.records import Records
+from surogate_model_transformers.testing import tiny_model
 
-from surogate_core.config.options import CoreOptions
-from surogate_core.contracts import Logger, LoggerContext
-from surogate_core.host import load_host
+import surogate_core
+from surogate_core import testing
+from surogate_core.contracts import Logger
 from surogate_core.offers import Offer
 
-T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 8: 2.365, 10: 2.262, 12: 2.201, 16: 2.131, 20: 2.093}
-"""Student's t for a two-sided 95 % interval of the mean of so many values."""
-NAMES = ("console", "jsonl", "wandb", "aim")
+FIRST = 4
+"""Steps before the first block: loggers open their files, torch its kernels."""
 
 
 class Sleeps:
@@ -50,133 +62,149 @@ class Raises(Sleeps):
         raise RuntimeError("broken")
 
 
-def loggers(work: Path, names: Sequence[str], log_file: str) -> list[tuple[Offer, Logger]]:
-    core = CoreOptions(model="none", report_to=["wandb", "aim"])
-    context = LoggerContext(config=core, output_dir=work, run_name="bench", resumed=0, terminal=False, quiet=False)
-    values = {"log_file": log_file, "aim_repo": str(work)}
-    made = []
-    for name in names:
-        offer = load_host().offer("loggers", name)
-        keys = offer.options.__annotations__ if offer.options else ()
-        options = offer.options(**{key: value for key, value in values.items() if key in keys}) if offer.options else None
-        made.append((offer, offer.load()(options, context)))
-    return made
-
-
-def computation(milliseconds: float) -> Callable[[], None]:
-    matrix = torch.randn(512, 512)
-
-    def multiply(count: int) -> None:
-        for _ in range(count):
-            torch.mm(matrix, matrix)
-
-    multiply(50)
-    begun = time.perf_counter()
-    multiply(200)
-    count = max(1, round(milliseconds / 1000 / ((time.perf_counter() - begun) / 200)))
-    return lambda: multiply(count)
-
-
-@frozen
+@define
 class Block:
-    """Means over the steps of one block, in ms. Means, not medians: what happens now and then counts."""
+    """Seconds of each counted step: by the clock; of the processor, in the training thread, there in handing records over, and in
+    the other threads."""
 
-    step: float
-    handing: float
-    threads: float
+    wall: list[float] = Factory(list)
+    processor: list[float] = Factory(list)
+    handing: list[float] = Factory(list)
+    others: list[float] = Factory(list)
 
+    def add(self, *figures: float) -> None:
+        for name, figure in zip(("wall", "processor", "handing", "others"), figures, strict=True):
+            getattr(self, name).append(figure)
 
-def block(compute: Callable[[], None], log: Callable[[Mapping[str, Any]], None], first: int, steps: int) -> Block:
-    whole, handing, aside = 0.0, 0.0, time.process_time() - time.thread_time()
-    for step in range(first, first + steps):
-        begun = time.perf_counter()
-        compute()
-        computed = time.perf_counter()
-        seconds = computed - begun
-        log(
-            {
-                "kind": "step",
-                "step": step,
-                "total_steps": 10**6,
-                "epoch": round(step / 1000, 4),
-                "loss": 5 / step + 2,
-                "lr": 1e-3 / step,
-                "grad_norm": 1.0 + 1 / step,
-                "tokens": 8192,
-                "trained": 8100,
-                "seconds": round(seconds, 6),
-                "tokens_per_s": round(8192 / seconds, 1),
-            }
-        )
-        ended = time.perf_counter()
-        whole, handing = whole + ended - begun, handing + ended - computed
-    threads = time.process_time() - time.thread_time() - aside
-    return Block(*(1000 * value / steps for value in (whole, handing, threads)))
+    def mean(self, name: str) -> float:
+        """Means, not medians: what happens now and then counts."""
+        return statistics.fmean(getattr(self, name))
 
 
-def measure(compute: Callable[[], None], fanout: Fanout, records: Records, pairs: int, steps: int) -> list[tuple[Block, Block]]:
-    """(without, with) of each pair. ``metrics.jsonl`` is written on both sides: every run has it."""
+@define
+class Meter:
+    """Counts the steps of a run, and lets their records through in the blocks that have loggers."""
 
-    def both(record: Mapping[str, Any]) -> None:
-        records.write(record)
-        fanout.log(record)
+    size: int
+    blocks: list[Block] = Factory(list)
+    last: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
-    fanout.log({"kind": "run", "step": 0, "steps": 10**6, "config": {}})
-    fanout.drain()
-    block(compute, both, 1, 3)
-    found, step = [], 10
-    for pair in range(pairs):
-        sides = {}
-        for log in (records.write, both) if pair % 2 == 0 else (both, records.write):
-            sides[log] = block(compute, log, step, steps)
-            step += steps
-        found.append((sides[records.write], sides[both]))
-    return found
+    def loud(self, block: int) -> bool:
+        return block % 4 in (1, 2)  # without, with, with, without
+
+    def step(self, step: int, log: Callable[[], None]) -> None:
+        block, place = divmod(step - FIRST - 1, self.size + 1)
+        begun = time.thread_time()
+        if block < 0 or self.loud(block):
+            log()
+        handing = time.thread_time() - begun
+        now = time.perf_counter(), time.thread_time(), time.process_time()
+        wall, own, whole = (new - old for new, old in zip(now, self.last, strict=True))
+        self.last = now
+        if block >= 0 and place > 0:
+            while len(self.blocks) <= block:
+                self.blocks.append(Block())
+            self.blocks[block].add(wall, own, handing, whole - own)
+
+    def pairs(self) -> list[tuple[Block, Block]]:
+        """(without, with)."""
+        found = zip(self.blocks[::2], self.blocks[1::2], strict=True)
+        return [(first, second) if number % 2 == 0 else (second, first) for number, (first, second) in enumerate(found)]
 
 
-def row(name: str, found: Sequence[tuple[Block, Block]], said: str) -> str:
-    over = [(loud.step / still.step - 1) * 100 for still, loud in found]
-    mean = statistics.mean(over)
-    half = T95[len(over)] * statistics.stdev(over) / math.sqrt(len(over))
-    base = statistics.median(still.step for still, _ in found)
-    handing, threads = (
-        statistics.mean(getattr(loud, figure) - getattr(still, figure) for still, loud in found)
-        for figure in ("handing", "threads")
-    )
-    interval = f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})"
-    return f"| {name} | {base:.0f} | {interval} | {handing:.3f} | {threads:.3f} | {said} |"
+def measure(work: Path, pairs: int, size: int, extra: Logger | None = None, **changes: Any) -> tuple[Meter, list[str]]:
+    """One run; its notices are those that the fan-out itself has. ``extra`` is a logger beside those of the configuration."""
+    meter, notices = Meter(size), []
+
+    class Measured(Fanout):
+        def __init__(self, loggers: Any, notice: Callable[[str], None]):
+            beside = [(Offer("extra", None, build=""), extra)] if extra else []
+            super().__init__([*loggers, *beside], notices.append, patience=1.0 if changes.get("report_to") is None else 60.0)
+
+        def log(self, record: Mapping[str, Any]) -> None:
+            if record.get("kind") == "step":
+                meter.step(record["step"], lambda: super(Measured, self).log(record))
+            else:
+                super().log(record)
+
+    rows = testing.write_rows(work / "rows.jsonl", [{"text": f"{n} green bottles hanging on the wall " * 40} for n in range(300)])
+    config = {
+        "model": str(work / "model"),
+        "output_dir": str(work / f"out-{len(list(work.iterdir()))}"),
+        "model_dtype": "fp32",
+        "lora": False,
+        "optimizer": "adamw",
+        "recompute": False,
+        "sequence_len": 512,
+        "gradient_accumulation_steps": 1,
+        "max_steps": FIRST + 2 * pairs * (size + 1),
+        "save_steps": 10**6,
+        "dataloader_num_workers": 0,
+        "datasets": [{"path": str(rows), "type": "text"}],
+        "aim_repo": str(work),
+        **changes,
+    }
+    with mock.patch.object(session, "Fanout", Measured), contextlib.redirect_stdout(io.StringIO()):
+        summary = surogate_core.run(config)
+    assert summary.steps == config["max_steps"], "a logger stopped the run"
+    return meter, notices
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Median, and the two order statistics between which it lies in 95 % of samples or more (binomial with one half)."""
+    ordered, outside, cut = sorted(values), 0.0, 0
+    while cut < (len(ordered) - 1) // 2:
+        outside += 2 * math.comb(len(ordered), cut) / 2 ** len(ordered)
+        if outside > 0.05:
+            break
+        cut += 1
+    cut = max(0, cut - 1)
+    return statistics.median(ordered), ordered[cut], ordered[-1 - cut]
+
+
+def row(name: str, pairs: Sequence[tuple[Block, Block]], notices: Sequence[str]) -> str:
+    def slower(figure: str) -> str:
+        middle, low, high = interval([(loud.mean(figure) / still.mean(figure) - 1) * 100 for still, loud in pairs])
+        return f"{middle:+.2f} ({low:+.2f} to {high:+.2f})"
+
+    def more(figure: str) -> float:
+        return statistics.median(loud.mean(figure) - still.mean(figure) for still, loud in pairs)
+
+    base = statistics.median(still.mean("wall") for still, _ in pairs)
+    quiet = statistics.median(still.mean("processor") for still, _ in pairs)
+    most = (more("handing") + max(0.0, more("others"))) / quiet * 100
+    costs = f"{1000 * more('handing'):.2f} + {1000 * more('others'):.2f}"
+    return f"| {name} | {1000 * base:.0f} | {slower('wall')} | {slower('processor')} | {costs} | {most:.2f} | {len(notices)} |"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=10, choices=sorted(T95))
-    parser.add_argument("--steps", type=int, default=40, help="steps of one side of a pair")
-    parser.add_argument("--ms", type=float, default=200.0, help="milliseconds of a step")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--pairs", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=10, help="counted steps of one block")
+    parser.add_argument("--rows", type=int, default=2, help="rows of 512 positions in a step")
     given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    compute = computation(given.ms)
+    torch.set_num_threads(1)
+    os.environ.setdefault("WANDB_MODE", "offline")
     lines = [
-        "| loggers | step without, ms | slower by, % (95 % interval) | handing over, ms | other threads, CPU ms | named |",
-        "|---|---|---|---|---|---|",
+        "| loggers | step without, ms | slower by, %: wall | processor | handing over + other threads, ms | at most, % | named |",
+        "|---|---|---|---|---|---|---|",
     ]
     with tempfile.TemporaryDirectory(prefix="surogate-bench-", ignore_cleanup_errors=True) as made:
         work = Path(made)
-        records = Records(work / "metrics.jsonl", 0)
-        cases: list[tuple[str, list[tuple[Offer, Logger]], int, float]] = [
-            ("console, jsonl, wandb, aim", loggers(work, NAMES, str(work / "log.jsonl")), given.pairs, 60.0),
-            ("one that sleeps 1 s", [(Offer("sleeps", None, build=""), Sleeps())], 2, 1.0),
-            ("one that raises", [(Offer("raises", None, build=""), Raises())], 2, 1.0),
-            ("jsonl on a full disk", loggers(work, ("jsonl",), "/dev/full"), 2, 1.0),
+        shape = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 3}
+        tiny_model(work / "model", "qwen3", **shape)
+        cases: list[tuple[str, int, dict[str, Any]]] = [
+            ("console, jsonl, wandb, aim", given.pairs, {"report_to": ["wandb", "aim"], "log_file": str(work / "log.jsonl")}),
+            ("console, one that sleeps 1 s", 2, {"extra": Sleeps()}),
+            ("console, one that raises", 2, {"extra": Raises()}),
+            ("console, jsonl on a full disk", 2, {"log_file": "/dev/full"}),
         ]
-        for name, chosen, pairs, patience in cases:
-            notices: list[str] = []
-            fanout = Fanout(chosen, notices.append, patience=patience)
-            found = measure(compute, fanout, records, pairs, given.steps)
-            fanout.close()
-            lines.append(row(name, found, f"{len(notices)}×" if notices else "no"))
-        records.close()
-    print("\n".join(["", *lines]))
+        load = os.getloadavg()[0]
+        for name, pairs, changes in cases:
+            meter, notices = measure(work, pairs, given.steps, per_device_train_batch_size=given.rows, **changes)
+            lines.append(row(name, meter.pairs(), notices))
+            print(json.dumps({"case": name, "notices": notices}), file=sys.stderr)
+    print("\n".join(["", f"load average {load:.1f} to {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores", "", *lines]))
     return 0
 
 

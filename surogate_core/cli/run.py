@@ -66,7 +66,7 @@ def training_command(name: str, text: str, preset: dict[str, Any] | None) -> cli
     for option, help_text in (
         ("--allow-drift", "Continue although the configuration or a version has changed."),
         ("--fresh", "Start over; nothing is deleted."),
-        ("--quiet", "Print problems only."),
+        ("--quiet", "Print notices, decisions and errors only, on stderr."),
     ):
         command = click.option(option, is_flag=True, help=help_text)(command)
     return click.command(name, context_settings=PASS_KEYS)(config_arguments(command))

@@ -101,8 +101,8 @@ class Plan:
             f"model        {core.model} ({self.outline.model_type}), {figures.parameters:,} parameters, "
             f"{figures.trainable:,} trainable ({figures.trainable / max(1, figures.parameters):.2%})",
             f"sites        {', '.join(f'{count} {kind}' for kind, count in sorted(kinds.items()))}",
-            *(f"slots        {line}" for line in self._slot_lines()),
-            *(f"fusions      {line}" for line in self._fusion_lines()),
+            *(f"slots        {line}" for line in self.slot_lines()),
+            *(f"fusions      {line}" for line in self.fusion_lines()),
             f"device       {self.device}, {core.model_dtype}, recompute {'on' if core.recompute else 'off'}, "
             f"compile {'on' if core.compile else 'off'}",
             f"step         {core.per_device_train_batch_size} rows x {core.gradient_accumulation_steps} micro-batches x "
@@ -116,12 +116,13 @@ class Plan:
         ]
         return "\n".join(lines + [f"notice       {notice}" for notice in self.notices])
 
-    def _fusion_lines(self) -> list[str]:
+    def fusion_lines(self) -> list[str]:
+        """Sites whose computation a plugin replaces, by kind."""
         kinds = {site.name: site.kind for site in self.sites}
         counted = Counter((str(fused.owner), kinds[name]) for name, fused in self.fused.items())
         return [f"{count} {kind}: {owner}" for (owner, kind), count in sorted(counted.items())]
 
-    def _slot_lines(self) -> list[str]:
+    def slot_lines(self) -> list[str]:
         """Linear sites with equal owners on one line, by role."""
         groups: dict[tuple[str, ...], Counter[str]] = {}
         roles = {site.name: site.role for site in self.sites}

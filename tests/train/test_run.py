@@ -16,6 +16,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from surogate_pipeline_packed.batches import Batches
 
 import surogate_core
 from surogate_core import testing
@@ -104,6 +105,20 @@ def test_a_run_learns_and_leaves_all_that_is_needed(config: dict[str, Any]) -> N
     assert transformers.AutoTokenizer.from_pretrained(summary.checkpoint).eos_token == "<|im_end|>"
     ledger = records(summary, "ledger")[0]
     assert ledger["rows"]["read"] == len(TEXT)
+
+
+def test_waiting_for_data_is_counted_once(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time split of the end, and the speed, from the seconds of the steps themselves."""
+    step = Batches.step
+    monkeypatch.setattr(Batches, "step", lambda *given: (time.sleep(0.05), step(*given))[1])
+    summary = surogate_core.run({**config, "eval_steps": 100})
+    steps = records(summary, "step")
+    assert all(0.05 <= record["data_seconds"] <= record["seconds"] for record in steps)
+    whole, waited = sum(record["seconds"] for record in steps), sum(record["data_seconds"] for record in steps)
+    assert summary.seconds["data"] == pytest.approx(waited, abs=1e-3)
+    assert summary.seconds["compute"] == pytest.approx(whole - waited, abs=1e-3)
+    assert summary.tokens_per_s == pytest.approx(sum(record["tokens"] for record in steps) / whole, rel=1e-3)
+    assert steps[0]["data_seconds"] < summary.first_step
 
 
 def test_the_first_loss_is_that_of_the_untrained_model(config: dict[str, Any], tiny: Path) -> None:

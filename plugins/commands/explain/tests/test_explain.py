@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -91,31 +92,49 @@ def test_without_a_file_and_without_data(surogate: Callable[..., Result], tmp_pa
     assert surogate("explain", tmp_path / "c.toml", "model").exit_code == 0
 
 
-EXAMPLES = sorted((Path(__file__).resolve().parents[4] / "examples").rglob("*.toml"))
+ROOT = Path(__file__).resolve().parents[4]
+EXAMPLES = [
+    *(pytest.param(path.read_text(), id=path.stem) for path in sorted((ROOT / "examples").rglob("*.toml"))),
+    *(
+        pytest.param(block, id=f"{page.parent.name}-{number}")
+        for page in sorted([ROOT / "README.md", ROOT / "docs/images.md", *ROOT.glob("plugins/*/*/README.md")])
+        for number, block in enumerate(re.findall(r"^```toml\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL))
+    ),
+]
+"""The configurations of the examples and of the documents, and the parts of one that the READMEs of plugins show."""
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def completed(text: str) -> str:
+    """With a model and a data set, where the text has none."""
+    given = tomllib.loads(text)
+    head = "" if "model" in given else 'model = "owner/model"\n'
+    return head + text + ("" if "datasets" in given else '[[datasets]]\npath = "owner/name"\ntype = "conversation"\n')
+
+
+@pytest.mark.parametrize("text", EXAMPLES)
 def test_every_resolved_key_of_every_example_has_an_origin_and_an_owner(
-    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    host: Host, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Installed plugins; a key that the file sets comes from its line, found here by reading the file anew."""
-    host = load_host()
+    text = completed(text)
     monkeypatch.chdir(tmp_path)
-    for name in re.findall(r'^model = "(.+)"$', path.read_text(), re.MULTILINE):
+    for name in re.findall(r'^model = "(.+)"', text, re.MULTILINE):
         (tmp_path / name).mkdir(parents=True)
-    for name in re.findall(r'^path = "(.+)"$', path.read_text(), re.MULTILINE):
+    for name in re.findall(r'^path = "(.+)"', text, re.MULTILINE):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("{}\n")
-    config = load(path, host)
+    (tmp_path / "example.toml").write_text(text)
+    config = load(tmp_path / "example.toml", host)
     owners = {str(plugin.owner) for plugin in host.plugins} | {"surogate"}
     found = {row.key: row for row in rows(host, config)}
     assert set(config.resolved()) <= set(found) | {"datasets", "validation_datasets"}
     for row in found.values():
         assert row.origin, row.key
         assert row.owner in owners, row.key
-    written = path.read_text().splitlines()
-    for number, line in enumerate(written, 1):
-        key = line.partition("=")[0].strip()
-        if "=" in line and not line.startswith(("#", "[")) and "[[" not in "".join(written[:number]):
-            assert found[key].origin.endswith(f":{number}"), key
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.startswith("["):
+            break
+        key, equals, _ = line.partition("=")
+        if equals and not line.startswith("#") and key.strip().isidentifier():
+            assert found[key.strip()].origin.endswith(f"example.toml:{number}"), key
     assert {row.origin for row in found.values()} > {"default"}

@@ -109,7 +109,7 @@ def test_what_is_on_the_page(write: Write) -> None:
     assert figures["speed"] == 40000
     assert figures["peak memory"] == 1900
     assert run["plan"][0] == ["memory, bytes", 2000, 1900]
-    assert run["time"] == [["data", 1.0], ["compute", 8.0]]
+    assert run["time"] == [["data", 1.0], ["compute", 9.0]]
     assert run["ledger"]["rows"]["dropped"] == 3
     assert ["learning_rate", "0.001", "config.toml:7"] in run["config"]
     assert run["plugins"] == {"surogate": "0.1"}
@@ -118,6 +118,16 @@ def test_what_is_on_the_page(write: Write) -> None:
     assert [event["kind"] for event in run["events"]] == ["decision", "notice"]
     assert run["checkpoints"] == [400]
     assert len(run["evals"]) == 100
+
+
+def test_experts_have_curves_where_there_are_any(write: Write) -> None:
+    tail = json.dumps({"kind": "step", "step": 401, "loss": 2.0, "moe_load_imbalance": 3.5, "moe_expert_utilisation": 0.25})
+    data = data_of(Page(render([read_run(write("dense")), read_run(write("mixture", tail=tail + "\n"))])))
+    names = [name for name, *_ in data["curves"]]
+    assert names[-2:] == ["moe_load_imbalance", "moe_expert_utilisation"]
+    assert data["runs"][1]["curves"]["moe_load_imbalance"] == {"x": [401], "y": [3.5]}
+    assert data["runs"][0]["curves"]["moe_load_imbalance"]["x"] == []
+    assert not [name for name, *_ in data_of(Page(render([read_run(write("dense"))])))["curves"] if "moe" in name]
 
 
 def test_text_of_a_run_cannot_break_out_of_the_page(write: Write) -> None:

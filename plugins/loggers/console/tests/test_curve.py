@@ -57,8 +57,17 @@ def test_evaluations_and_checkpoints_are_marked() -> None:
     text = draw(Curve(train=[(1, 4.0), (8, 2.0)], evals=[(8, 1.0)], checkpoints=[8]))
     grid = rows(text)
     assert grid[-1].rstrip().endswith("o")
-    assert "^  ^ checkpoint" in text
+    assert "^ checkpoint)" in text.splitlines()[0]
+    assert [line.strip() for line in text.splitlines()][-2] == "^"
     assert text.endswith("step 8")
+
+
+@pytest.mark.parametrize("columns", [20, 40, 74, 200])
+def test_the_drawing_fits(columns: int) -> None:
+    text = draw(Curve(train=[(n, 9 / n) for n in range(1, 500)], evals=[(400, 2.0)], checkpoints=[499]), columns)
+    assert max(map(len, text.splitlines())) == min(columns, 74)
+    for mark in ("* training", "o evaluation", "^ checkpoint"):
+        assert mark in text
 
 
 def test_an_even_loss_is_drawn_too() -> None:
@@ -69,7 +78,7 @@ def test_an_even_loss_is_drawn_too() -> None:
 def test_a_run_ends_with_a_drawing_and_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     finish(info(tmp_path), step(1, 4.0), step(2, 3.0), {"kind": "eval", "step": 2, "loss": 3.5})
     output = capsys.readouterr().out
-    assert "(* training, o evaluation)" in output
+    assert "(* training, o evaluation, ^ checkpoint)" in output
     assert str(tmp_path / "loss.png") in output
     assert [entry.name for entry in tmp_path.iterdir()] == ["loss.png"]
     content = (tmp_path / "loss.png").read_bytes()

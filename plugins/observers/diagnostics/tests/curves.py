@@ -27,9 +27,15 @@ def real(name: str) -> tuple[Records, Facts]:
     evals = dict(map(tuple, curve["evals"]))
     for step, (loss, norm, rate) in enumerate(zip(curve["loss"], curve["grad_norm"], curve["lr"], strict=True), 1):
         records.append(one(step, loss, norm, rate, curve["steps"], curve["tokens"]))
+        records[-1] |= {name: curve[name][step - 1] for name in ("moe_load_imbalance", "moe_expert_utilisation") if name in curve}
         if step in evals:
             records.append({"kind": "eval", "step": step, "loss": evals[step]})
-    return records, Facts(parameters=curve["parameters"], warmup=curve["warmup"], clips="max_grad_norm" in curve["change"])
+    return records, Facts(
+        parameters=curve["parameters"],
+        warmup=curve["warmup"],
+        clips="max_grad_norm" in curve["change"],
+        crowd=curve.get("crowd", 1.0),
+    )
 
 
 def one(step: int, loss: float, norm: float = 1.0, rate: float = 1e-3, total: int = 0, tokens: int = 1000) -> dict[str, Any]:
@@ -45,13 +51,19 @@ def made(
     rate: Callable[[int], float] = lambda step: 1e-3,
     evals: int = 0,
     eval_level: Callable[[int], float] | None = None,
+    load: Callable[[int], float] | None = None,
+    used: Callable[[int], float] = lambda step: 1.0,
+    tokens: int = 1000,
 ) -> Records:
-    """``level``: the loss without its noise. ``evals``: steps between evaluations, which have a hundredth of the noise."""
+    """``level``: the loss without its noise. ``evals``: steps between evaluations, which have a hundredth of the noise. ``load``
+    and ``used``: how a mixture of experts spreads its ``tokens``."""
     draw = random.Random(seed)
     records: Records = []
     for step in range(1, steps + 1):
         loss = level(step) + draw.gauss(0, noise)
-        records.append(one(step, loss, norm(step) * math.exp(draw.gauss(0, 0.1)), rate(step), steps))
+        records.append(one(step, loss, norm(step) * math.exp(draw.gauss(0, 0.1)), rate(step), steps, tokens))
+        if load is not None:
+            records[-1] |= {"moe_load_imbalance": load(step) * math.exp(draw.gauss(0, 0.1)), "moe_expert_utilisation": used(step)}
         if evals and step % evals == 0:
             records.append({"kind": "eval", "step": step, "loss": (eval_level or level)(step) + draw.gauss(0, noise / 100)})
     return records
@@ -90,5 +102,11 @@ MADE: dict[str, Callable[[], Records]] = {
     "gradients vanish": lambda: made(29, 1500, lambda s: max(3.0, 9 - s / 50), noise=0.01, norm=lambda s: 1.0 if s < 400 else 1e-5),
     "gradients grow": lambda: made(30, 800, power(9, 2, 60), norm=lambda s: 2.0 ** (s / 30)),
     "overfits": lambda: made(31, 4000, falls(5, 0.2, 600), evals=100, eval_level=lambda s: 3 + 2 * math.exp(-s / 300) + s / 8000),
+    # a mixture of experts: eight experts, one for each token
+    "experts specialise": lambda: made(33, 1500, power(9, 2, 60), load=lambda s: 3.2 - 2 * math.exp(-s / 300)),
+    "few tokens for many experts": lambda: made(34, 600, power(9, 2, 60), load=lambda s: 5.5, used=lambda s: 0.4, tokens=60),
+    "experts fall away": lambda: made(35, 1200, power(9, 2, 60), load=lambda s: 2.5, used=lambda s: max(0.25, 1 - s / 1000)),
+    "experts collapse": lambda: made(36, 1200, power(9, 2, 60), load=lambda s: 1.3 + 6 / (1 + math.exp((600 - s) / 50))),
+    "experts waver": lambda: made(37, 1200, power(9, 2, 60), load=lambda s: 7.0 if s % 200 < 15 else 1.5),
     "diverges and comes back": lambda: made(32, 2000, lambda s: power(9, 2, 60)(s) + (1.5 if 800 < s < 920 else 0)),
 }

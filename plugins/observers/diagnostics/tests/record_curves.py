@@ -66,8 +66,20 @@ CURVES: dict[str, dict[str, Any]] = {
     "diverging": {"learning_rate": 0.3, "warmup_ratio": 1.0, "warmup_steps": 0, "max_steps": 500},
     "overfitting": {"datasets": [{"path": "few", "type": "text"}], "learning_rate": 5e-3, "lr_scheduler_type": "constant"},
     "no warmup": {"from_scratch": True, "learning_rate": 5e-2, "warmup_steps": 0},
-    "mixture collapse": {"model": "mixture", "from_scratch": True, "learning_rate": 0.1, "lr_scheduler_type": "constant"},
+    "mixture at a high rate": {"model": "mixture", "from_scratch": True, "learning_rate": 0.1, "lr_scheduler_type": "constant"},
+    "mixture healthy": {"model": "even", "from_scratch": True},
+    "mixture collapse": {"model": "repelled", "from_scratch": True},
 }
+
+
+MIXTURE = {"num_experts": 8, "moe_intermediate_size": 32, "norm_topk_prob": True}
+MIXTURES = {
+    "mixture": {"num_experts_per_tok": 1},
+    "even": {"num_experts_per_tok": 2, "router_aux_loss_coef": 0.01},
+    "repelled": {"num_experts_per_tok": 2, "router_aux_loss_coef": -0.1},
+}
+"""0.01 is that of the Switch Transformer (arXiv 2101.03961, section 2.2); a negative one rewards collapse."""
+ROUTING = ("moe_load_imbalance", "moe_expert_utilisation")
 
 
 def prepare(data: Path, place: Path) -> dict[str, str]:
@@ -86,8 +98,7 @@ def prepare(data: Path, place: Path) -> dict[str, str]:
         "noise": [{"text": "".join(draw.choices(letters, k=500))} for _ in range(1500)],
     }
     paths = {name: str(testing.write_rows(place / f"{name}.jsonl", some)) for name, some in texts.items()}
-    shape = {"num_experts": 8, "num_experts_per_tok": 1, "moe_intermediate_size": 32, "norm_topk_prob": True}
-    return {**paths, "mixture": str(tiny_model(place / "mixture", "qwen3_moe", **shape))}
+    return {**paths, **{name: str(tiny_model(place / name, "qwen3_moe", **MIXTURE, **shape)) for name, shape in MIXTURES.items()}}
 
 
 def record(name: str, data: Path, place: Path, paths: dict[str, str]) -> dict[str, Any]:
@@ -108,6 +119,7 @@ def record(name: str, data: Path, place: Path, paths: dict[str, str]) -> dict[st
     return {
         "change": change,
         "parameters": run["parameters"],
+        **({"crowd": MIXTURE["num_experts"] / MIXTURES[change["model"]]["num_experts_per_tok"]} if "model" in change else {}),
         "warmup": config["warmup_steps"] or config.get("warmup_ratio", 0) * config["max_steps"],
         "tokens": steps[0]["tokens"],
         "steps": config["max_steps"],
@@ -115,6 +127,7 @@ def record(name: str, data: Path, place: Path, paths: dict[str, str]) -> dict[st
         "loss": [float(f"{one['loss']:.5g}") for one in steps],
         "grad_norm": [float(f"{one['grad_norm']:.4g}") for one in steps],
         "lr": [float(f"{one['lr']:.4g}") for one in steps],
+        **{name: [float(f"{one[name]:.4g}") for one in steps] for name in ROUTING if name in steps[0]},
         "evals": [[one["step"], float(f"{one['loss']:.6g}")] for one in records if one["kind"] == "eval"],
     }
 

@@ -1,6 +1,6 @@
-"""What fires on 36 curves, and when, with `auto_lr_reduction` and `early_stop` on and every threshold at its default.
+"""What fires on 43 curves, and when, with `auto_lr_reduction` and `early_stop` on and every threshold at its default.
 
-Fourteen are recorded from real runs (``record_curves.py``), most with a real fault; the rest are made. The defaults were fixed
+Sixteen are recorded from real runs (``record_curves.py``), most with a real fault; the rest are made. The defaults were fixed
 before the recorded ones were looked at; the README says which rules were changed after that.
 """
 
@@ -18,7 +18,7 @@ from surogate_observer_diagnostics.observer import Event, Facts, watch
 from surogate_observer_diagnostics.options import Options
 
 ON = Options(auto_lr_reduction=True, early_stop=True)
-MADE = Facts(parameters=1_000_000, warmup=100)
+MADE = Facts(parameters=1_000_000, warmup=100, crowd=8.0)
 ROOT = Path(__file__).resolve().parents[4]
 WINDOW = 15
 """Steps by which an event may be off: the last digits of exp and log are the platform's."""
@@ -38,6 +38,7 @@ HEALTHY = (
     "healthy slow",
     "healthy noisy",
     "healthy adapter",
+    "mixture healthy",
     "power law",
     "power law with evaluations",
     "very slow",
@@ -46,6 +47,8 @@ HEALTHY = (
     "fast",
     "noise of single rows",
     "periods of epochs",
+    "experts specialise",
+    "experts waver",
 )
 TABLE = [
     Row("healthy fast", "converging", []),
@@ -86,7 +89,9 @@ TABLE = [
     Row("diverging", "diverging", ["500 early_stop, convergence"]),
     Row("overfitting", "converging", ["25 temporary cut 1", "500 early_stop, convergence"]),
     Row("no warmup", "converging", ["156 temporary cut 1"]),
-    Row("mixture collapse", "converging", ["122 temporary cut 1"]),
+    Row("mixture at a high rate", "converging", ["34 temporary cut 1", "122 temporary cut 1", "597 temporary cut 1"]),
+    Row("mixture healthy", "converging", ["122 temporary cut 1"]),
+    Row("mixture collapse", "converging", ["122 temporary cut 1", "349 advice, MoE collapse"]),
     Row("power law", "converging", []),
     Row("power law with evaluations", "converging", []),
     Row("very slow", "converging plateau", ["425 advice, plateau at a high rate"]),
@@ -156,6 +161,11 @@ TABLE = [
     ),
     Row("gradients grow", "converging", ["101 advice, growing gradients"]),
     Row("overfits", "converging", ["1796 temporary cut 1", "1800 early_stop, convergence"]),
+    Row("experts specialise", "converging", []),
+    Row("few tokens for many experts", "converging", []),
+    Row("experts fall away", "converging", ["824 advice, MoE collapse"]),
+    Row("experts collapse", "converging", ["929 advice, MoE collapse"]),
+    Row("experts waver", "converging", []),
     Row("diverges and comes back", "converging unstable diverging", ["801 temporary cut 1"]),
 ]
 

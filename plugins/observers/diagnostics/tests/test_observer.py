@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import curves
@@ -11,8 +12,9 @@ import pytest
 import torch
 from attrs import evolve
 from safetensors.torch import load_file
-from surogate_observer_diagnostics.observer import Diagnostics, Event, Facts, watch
+from surogate_observer_diagnostics.observer import Diagnostics, Event, Facts, crowd, watch
 from surogate_observer_diagnostics.options import Options
+from transformers import AutoConfig
 
 import surogate_core
 from surogate_core import testing
@@ -21,14 +23,16 @@ from surogate_core.errors import ConfigError
 from surogate_core.host import load_host
 
 ON = Options(auto_lr_reduction=True, early_stop=True)
-FACTS = Facts(parameters=1_000_000, warmup=100)
+FACTS = Facts(parameters=1_000_000, warmup=100, crowd=8.0)
 
 
 def events(records: curves.Records, options: Options = ON, facts: Facts = FACTS) -> list[tuple[int, str]]:
     return [(event.step, event.text) for event in watch(records, options, facts)]
 
 
-@pytest.mark.parametrize("name", ["spikes in a row", "flat after learning", "oscillates", "overfits", "very slow"])
+@pytest.mark.parametrize(
+    "name", ["spikes in a row", "flat after learning", "oscillates", "overfits", "very slow", "experts collapse"]
+)
 @pytest.mark.parametrize("share", [0.03, 0.31, 0.62])
 def test_a_continued_run_hears_the_same(name: str, share: float) -> None:
     records = curves.MADE[name]()
@@ -51,6 +55,21 @@ def test_a_continued_run_hears_the_same(name: str, share: float) -> None:
     if not stopped:
         heard += watch(second, ON, FACTS, json.loads(json.dumps(diagnostics.state())))
     assert [(one.step, one.text, one.decision) for one in heard] == [(one.step, one.text, one.decision) for one in whole]
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "wanted"),
+    [
+        ("qwen3_moe", {"num_experts": 128, "num_experts_per_tok": 8}, 16.0),
+        ("mixtral", {"num_local_experts": 8, "num_experts_per_tok": 2}, 4.0),
+        ("gpt_oss", {"num_local_experts": 32, "num_experts_per_tok": 4}, 8.0),
+        ("deepseek_v3", {"n_routed_experts": 256, "num_experts_per_tok": 8}, 32.0),
+        ("qwen3", {}, 1.0),
+    ],
+)
+def test_experts_over_experts_a_token_from_the_config_of_a_family(family: str, changes: dict[str, int], wanted: float) -> None:
+    assert crowd(SimpleNamespace(config=AutoConfig.for_model(family, **changes))) == wanted
+    assert crowd(torch.nn.Linear(1, 1)) == 1.0
 
 
 def test_temporary_cuts_blend_back_and_permanent_ones_stay() -> None:

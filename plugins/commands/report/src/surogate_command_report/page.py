@@ -20,6 +20,9 @@ CURVES = (
     ("tokens_per_s", "Speed", "tokens per second"),
     ("memory", "Peak memory", "bytes"),
     ("gpu/util", "GPU utilisation", "%"),
+    ("moe_load_imbalance", "Busiest expert", "times its share"),
+    ("moe_expert_utilisation", "Experts used", "share"),
+    ("moe_aux_loss", "Load-balancing loss", ""),
 )
 MOST_EVENTS = 400
 """Events of a run that are listed; the rest is counted."""
@@ -118,10 +121,7 @@ def _plan(run: Run) -> list[list[Any]]:
 
 
 def _seconds(run: Run) -> list[list[Any]]:
-    split = dict(run.end.get("seconds") or {})
-    if "compute" in split and "data" in split:  # the loop's "compute" is the whole step, waiting for data included
-        split["compute"] = max(0.0, split["compute"] - split["data"])
-    return [[name, round(value, 3)] for name, value in split.items() if value]
+    return [[name, round(value, 3)] for name, value in (run.end.get("seconds") or {}).items() if value]
 
 
 def _parts(run: Run) -> list[list[Any]]:

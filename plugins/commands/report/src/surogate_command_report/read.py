@@ -12,7 +12,8 @@ from attrs import Factory, define
 
 from surogate_core.errors import Refused
 
-FIELDS = ("step", "loss", "lr", "grad_norm", "tokens_per_s", "memory", "tokens", "seconds")
+EXPERTS = ("moe_load_imbalance", "moe_expert_utilisation", "moe_aux_loss")
+FIELDS = ("step", "loss", "lr", "grad_norm", "tokens_per_s", "memory", "tokens", "seconds", *EXPERTS)
 """Fields of a ``step`` record that become columns, beside those of its objects ``gpu`` and ``ms``."""
 
 

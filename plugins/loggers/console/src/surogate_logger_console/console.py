@@ -1,12 +1,14 @@
 """The logger: plain lines when output is piped; on a terminal a progress line that stays below them; silence when asked.
 
 Piped output has a line for each step up to ten, then about two hundred over the run, and always the last; ``metrics.jsonl`` has
-them all.
+them all. On a terminal no line is broken within a word, and the progress line leaves figures out rather than wrap.
 """
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, TextIO
@@ -16,10 +18,14 @@ from surogate_logger_console import lines
 
 RECENT = 20
 """Steps whose mean time tells how long the rest takes."""
+REDRAW = 0.1
+"""Seconds between two drawings of the progress line."""
+STYLES = {"decision": "bold yellow", "failed": "bold red"}
+"""What is not printed plain on a terminal, by the first word of its line."""
 
 
 def build(options: None, context: LoggerContext) -> Console:
-    return Console(terminal=context.terminal, quiet=context.quiet)
+    return Console(terminal=context.terminal and os.environ.get("TERM") not in ("dumb", "unknown"), quiet=context.quiet)
 
 
 class Console:
@@ -27,9 +33,10 @@ class Console:
         self._stream = stream or sys.stdout
         self._quiet = quiet
         self._progress = _Progress(self._stream) if terminal and not quiet else None
-        self._total: int | None = None
-        self._resumed = False
+        self._run_record: Mapping[str, Any] = {}
         self._first_loss: float | None = None
+        self._peak = 0
+        self._gpu: Mapping[str, Any] = {}
         self._times: deque[float] = deque(maxlen=RECENT)
 
     def log(self, record: Mapping[str, Any]) -> None:
@@ -47,29 +54,28 @@ class Console:
             self._progress.close()
 
     def _run(self, record: Mapping[str, Any]) -> None:
-        self._total = record.get("steps")
-        self._resumed = bool(record.get("resumed"))
+        self._run_record = record
         self._print(*lines.banner(record))
 
     def _step(self, record: Mapping[str, Any]) -> None:
-        step = record["step"]
-        if self._first_loss is None and not self._resumed:
+        step, total = record["step"], self._run_record.get("steps")
+        if self._first_loss is None and not self._run_record.get("resumed"):
             self._first_loss = record.get("loss")
         if record.get("seconds") is not None:
             self._times.append(record["seconds"])
-        eta = None
-        if self._total and self._times:
-            eta = (self._total - step) * sum(self._times) / len(self._times)
-        text = lines.step_line(record, self._total, eta)
+        self._peak = max(self._peak, record.get("memory") or 0)
+        self._gpu = record.get("gpu") or self._gpu
+        eta = (total - step) * sum(self._times) / len(self._times) if total and self._times else None
+        known = {**record, "gpu": self._gpu}
         if self._progress:
-            self._progress.show(text, step, self._total)
-        elif step <= 10 or step == self._total or step % max(1, (self._total or 0) // 200) == 0:
-            self._print(text)
+            self._progress.show(lambda width: lines.step_line(known, total, eta, width), step, total)
+        elif step <= 10 or step == total or step % max(1, (total or 0) // 200) == 0:
+            self._print(lines.step_line(known, total, eta))
 
     def _end(self, record: Mapping[str, Any]) -> None:
         if self._progress:
             self._progress.close()
-        self._print("", *lines.summary(record, self._first_loss))
+        self._print("", *lines.summary(record, self._first_loss, self._run_record, self._peak))
 
     def _print(self, *texts: str) -> None:
         for text in texts:
@@ -93,30 +99,57 @@ def _text(record: Mapping[str, Any]) -> str:
 
 
 class _Progress:
-    """A bar and the last step's line at the bottom of the terminal, through rich. Text that scrolls goes above it."""
+    """A bar and the last step's line at the bottom of the terminal, through rich. Text that scrolls goes above it, also what others
+    write to stderr meanwhile. It is drawn by the thread that logs; there is no other."""
+
+    BAR, ROOM = 20, 100
+    """Columns of the bar, and those that a terminal must have to get one."""
 
     def __init__(self, stream: TextIO):
         from rich.console import Console as Terminal
-        from rich.progress import BarColumn, Progress, TextColumn
+        from rich.live import Live
 
-        self._terminal = Terminal(file=stream, highlight=False, soft_wrap=True)
-        columns = BarColumn(bar_width=20), TextColumn("{task.description}", markup=False)
-        self._bar = Progress(*columns, console=self._terminal, transient=True, redirect_stdout=False, redirect_stderr=False)
-        self._task = self._bar.add_task("", total=None)
+        self._terminal = Terminal(file=stream, highlight=False)
+        self._live = Live(
+            console=self._terminal,
+            auto_refresh=False,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=sys.stderr.isatty(),
+        )
+        self._fit: Callable[[int], str] = lambda width: ""
+        self._drawn = 0.0
         self._running = False
 
-    def show(self, text: str, step: int, total: int | None) -> None:
+    def show(self, fit: Callable[[int], str], step: int, total: int | None) -> None:
+        """``fit(width)``: the line in so many columns."""
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        self._fit = fit
+        if self._running and time.monotonic() - self._drawn < REDRAW and step != total:
+            return
         if not self._running:
-            self._bar.start()
+            self._live.start()
             self._running = True
-        self._bar.update(self._task, completed=step, total=total, description=text)
+        width = self._terminal.width - 1  # a full line makes some terminals begin the next one
+        bar = total is not None and width >= self.ROOM
+        line = Text(fit(width - self.BAR - 1 if bar else width), no_wrap=True, overflow="crop")
+        shown: Table | Text = line
+        if bar:
+            shown = Table.grid(padding=(0, 1, 0, 0))
+            shown.add_row(ProgressBar(total=total, completed=step, width=self.BAR), line)
+        self._live.update(shown, refresh=True)
+        self._drawn = time.monotonic()
 
     def above(self, text: str) -> None:
-        self._terminal.print(text, markup=False)
+        style = STYLES.get(text.partition(" ")[0])
+        self._terminal.print(lines.fold(text, self._terminal.width), markup=False, style=style, soft_wrap=True)
 
     def close(self) -> None:
         """Take the bar away; the last step's line stays."""
         if self._running:
             self._running = False
-            self._bar.stop()
-            self._terminal.print(self._bar.tasks[0].description, markup=False)
+            self._live.stop()
+            self.above(self._fit(self._terminal.width))

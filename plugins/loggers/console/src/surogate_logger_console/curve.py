@@ -10,8 +10,8 @@ from typing import Any
 
 from attrs import Factory, define
 
-WIDTH, HEIGHT = 64, 14
-"""Characters of the drawing, without its axes."""
+WIDTH, HEIGHT, LEVELS = 64, 14, 10
+"""Characters of the drawing, without its axes, and those left of it."""
 
 
 @define
@@ -48,14 +48,16 @@ def read_curve(path: Path, until: int) -> Curve:
     return curve
 
 
-def draw(curve: Curve) -> str:
-    """``*`` is the mean training loss of the steps that share a column, ``o`` the evaluation loss, ``^`` a checkpoint."""
+def draw(curve: Curve, columns: int = WIDTH + LEVELS) -> str:
+    """``*`` is the mean training loss of the steps that share a column, ``o`` the evaluation loss, ``^`` a checkpoint. In at most
+    ``columns`` characters a line, if there are 20."""
+    width = max(10, min(WIDTH, columns - LEVELS))
     first, last = curve.train[0][0], curve.train[-1][0]
     span = max(1, last - first)
 
     def column(step: int) -> int:
-        place = (step - first) * (WIDTH - 1) // span if span < WIDTH else (step - first) * WIDTH // (span + 1)
-        return min(WIDTH - 1, max(0, place))
+        place = (step - first) * (width - 1) // span if span < width else (step - first) * width // (span + 1)
+        return min(width - 1, max(0, place))
 
     sums: dict[int, tuple[float, int]] = {}
     for step, loss in curve.train:
@@ -69,19 +71,22 @@ def draw(curve: Curve) -> str:
     def row(loss: float) -> int:
         return round((high - loss) * scale)
 
-    grid = [[" "] * WIDTH for _ in range(HEIGHT)]
+    grid = [[" "] * width for _ in range(HEIGHT)]
     for place, mean in means.items():
         grid[row(mean)][place] = "*"
     for step, loss in curve.evals:
         grid[row(loss)][column(step)] = "o"
-    marks = [" "] * WIDTH
+    marks = [" "] * width
     for step in curve.checkpoints:
         marks[column(step)] = "^"
-    lines = ["loss" + (" (* training, o evaluation)" if curve.evals else "")]
+    legend = ["* training", *(["o evaluation"] if curve.evals else []), *(["^ checkpoint"] if curve.checkpoints else [])]
+    lines = ["loss (" + ", ".join(legend) + ")"]
+    if len(lines[0]) > columns:
+        lines = ["loss", *(f"  {mark}" for mark in legend)]
     for index, cells in enumerate(grid):
         level = f"{high - index / scale if scale else high:8.3f}" if index % 3 == 0 or index == HEIGHT - 1 else " " * 8
         lines.append(f"{level} |{''.join(cells)}".rstrip())
-    lines.append(" " * 9 + "+" + "-" * WIDTH)
-    lines.append((" " * 10 + "".join(marks)).rstrip() + ("  ^ checkpoint" if curve.checkpoints else ""))
-    lines.append(" " * 10 + f"{first}" + f"step {last}".rjust(WIDTH - len(str(first))))
+    lines.append(" " * 9 + "+" + "-" * width)
+    lines.append((" " * LEVELS + "".join(marks)).rstrip())
+    lines.append(" " * LEVELS + f"{first}" + f"step {last}".rjust(width - len(str(first))))
     return "\n".join(line for line in lines if line.strip())

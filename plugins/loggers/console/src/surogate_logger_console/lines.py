@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from typing import Any
+
+WHOLE = ("next", "output", "checkpoint", "checkpoints")
+"""Labels of lines that are never folded."""
 
 
 def duration(seconds: float) -> str:
@@ -28,6 +32,12 @@ def _fields(record: Mapping[str, Any], *formats: tuple[str, str]) -> list[str]:
     return [text.format(record[key]) for key, text in formats if record.get(key) is not None]
 
 
+def size(number: float) -> str:
+    """Bytes: ``812 B``, ``10.6 kB``, ``1.23 GB``."""
+    text = count(number)
+    return f"{text[:-1]} {text[-1].replace('B', 'G')}B" if text[-1].isalpha() else f"{text} B"
+
+
 def banner(run: Mapping[str, Any]) -> list[str]:
     """The ``run`` record: what is about to happen."""
     lines = []
@@ -43,6 +53,8 @@ def banner(run: Mapping[str, Any]) -> list[str]:
     if _has(run, "trainable", "parameters"):
         line("parameters", f"{count(run['trainable'])} trainable of {count(run['parameters'])}")
     line("computation", *_fields(run, ("recipe", "recipe {}"), ("dtype", "{}"), ("device", "on {}"), ("adapter", "adapter {}")))
+    for text in run.get("slots") or ():
+        line("layers", text)
     line("optimizer", *_fields(run, ("optimizer", "{}"), ("seed", "seed {}")))
     if _has(run, "micro_batch", "accumulation", "ranks"):
         micro, accumulation, ranks = run["micro_batch"], run["accumulation"], run["ranks"]
@@ -54,24 +66,41 @@ def banner(run: Mapping[str, Any]) -> list[str]:
         *_fields(run, ("steps", "{:,}"), ("epochs", "{:g} epochs")),
         f"from step {run['resumed']}" if run.get("resumed") else "",
     )
+    if memory := run.get("memory"):
+        buffers = ", ".join(f"{name} {size(bytes_)}" for name, bytes_ in memory.items())
+        line("memory", f"about {size(sum(memory.values()))} in tensors: {buffers}")
     line("output", *_fields(run, ("output_dir", "{}")))
     if run.get("checkpoint_dir") != run.get("output_dir"):
         line("checkpoints", *_fields(run, ("checkpoint_dir", "{}")))
     return lines
 
 
-def step_line(record: Mapping[str, Any], total: int | None, eta: float | None) -> str:
-    place = f"step {record['step']}" + (f"/{total}" if total else "")
-    parts = _fields(
-        record,
-        ("epoch", "epoch {:.2f}"),
-        ("loss", "loss {:.4f}"),
-        ("lr", "lr {:.3g}"),
-        ("grad_norm", "norm {:.3g}"),
-        ("tokens_per_s", "{:,.0f} tokens/s"),
-        ("phase", "{}"),
-    )
-    return "  ".join([place, *parts, *([f"left {duration(eta)}"] if eta is not None else [])])
+STEP = (
+    ("epoch", "epoch {:.2f}", 6),
+    ("loss", "loss {:.4f}", 1),
+    ("lr", "lr {:.3g}", 4),
+    ("grad_norm", "norm {:.3g}", 5),
+    ("tokens_per_s", "{:,.0f} tokens/s", 3),
+    ("memory", "{}", 8),
+    ("gpu", "gpu {:.0f}%", 7),
+    ("waits", "waits {:.0%}", 10),
+    ("phase", "{}", 9),
+    ("left", "left {}", 2),
+)
+"""Figures of the step line, in its order: field, how it is written, and its place among those that stay where there is no room."""
+
+
+def step_line(record: Mapping[str, Any], total: int | None, eta: float | None, width: int | None = None) -> str:
+    """In at most ``width`` columns, if at least the step fits: the least important figures are left out."""
+    shown = {**record, "left": None if eta is None else duration(eta), "gpu": (record.get("gpu") or {}).get("util")}
+    shown["memory"] = None if record.get("memory") is None else size(record["memory"])
+    if record.get("seconds") and "data_seconds" in record:
+        shown["waits"] = record["data_seconds"] / record["seconds"]
+    figures = [(text.format(shown[key]), rank) for key, text, rank in STEP if shown.get(key) is not None]
+    parts = [(f"step {record['step']}" + (f"/{total}" if total else ""), 0), *figures]
+    while width and len(parts) > 1 and len("  ".join(text for text, _ in parts)) > width:
+        parts.remove(max(parts, key=lambda part: part[1]))
+    return "  ".join(text for text, _ in parts)
 
 
 def eval_line(record: Mapping[str, Any]) -> str:
@@ -101,8 +130,9 @@ def decision_line(record: Mapping[str, Any]) -> str:
     )
 
 
-def summary(end: Mapping[str, Any], first_loss: float | None) -> list[str]:
-    """The ``end`` record: what came out and where it is. ``first_loss`` is that of the first step, if this run made it."""
+def summary(end: Mapping[str, Any], first_loss: float | None, run: Mapping[str, Any] = {}, peak: int | None = None) -> list[str]:
+    """The ``end`` record: what came out and where it is. ``first_loss`` is that of the first step, if this run made it; ``run`` is
+    the record of the start, ``peak`` the most bytes that a step told of."""
     lines = []
 
     def line(label: str, *parts: str) -> None:
@@ -121,12 +151,37 @@ def summary(end: Mapping[str, Any], first_loss: float | None) -> list[str]:
     steps = end.get("steps") or 0
     slow = {name: 1000 * seconds / steps for name, seconds in (end.get("plugins_s") or {}).items()} if steps else {}
     line("plugins", *(f"{name} {taken:.2f} ms a step" for name, taken in slow.items() if taken >= 0.005))
+    if peak:
+        whole = "" if run.get("device") == "cuda" else " (the whole process)"
+        line(
+            "memory",
+            f"peak {size(peak)}{whole}",
+            *([f"planned {size(sum(run['memory'].values()))} in tensors"] if run.get("memory") else []),
+        )
     line("first step", *_fields(end, ("first_step", "{:.1f}s after the start")))
+    line("versions", *versions(run.get("plugins") or {}))
     line("output", *_fields(end, ("output_dir", "{}")))
     line("checkpoint", *_fields(end, ("checkpoint", "{}")))
     for command in end.get("next") or ():
         line("next", command)
     return lines
+
+
+def versions(plugins: Mapping[str, str]) -> list[str]:
+    """``surogate 0.1 and 31 plugins of this version``, then the others by name."""
+    core = plugins.get("surogate")
+    same = sum(version == core for version in plugins.values()) - 1
+    others = [f"{name} {version}" for name, version in plugins.items() if version != core]
+    return [f"surogate {core}" + (f" and {same} plugins of this version" if same else ""), *others] if core else others
+
+
+def fold(text: str, width: int) -> str:
+    """Lines of at most ``width`` columns, broken between words and continued under the text; what is to be copied (a command, a
+    path) stays whole."""
+    if len(text) <= width or text[:13].strip() in WHOLE:
+        return text
+    indent = " " * (13 if text[:13].endswith(" ") and width >= 60 else 2)
+    return "\n".join(textwrap.wrap(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False))
 
 
 def _has(record: Mapping[str, Any], *keys: str) -> bool:

@@ -6,6 +6,7 @@ the end of a run; an output directory belongs to one run at a time.
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +55,8 @@ def run_finished(run: RunInfo) -> None:
     if not run.quiet:
         from surogate_logger_console.curve import draw
 
-        print("\n" + draw(curve), flush=True)
+        room = {"columns": shutil.get_terminal_size().columns} if run.terminal else {}
+        print("\n" + draw(curve, **room), flush=True)
     from surogate_logger_console.picture import write_picture
 
     path = run.output_dir / "loss.png"

@@ -128,6 +128,7 @@ class Pending:
     loss: Tensor
     norm: Tensor
     seconds: float
+    waited: float
 
 
 def train(job: Job, progress: Progress) -> str | None:
@@ -142,20 +143,18 @@ def train(job: Job, progress: Progress) -> str | None:
     while progress.step < job.total and reason is None:
         index = progress.step
         step = job.train.step(index, job.epochs)
-        progress.seconds["data"] += time.monotonic() - started
+        waited = time.monotonic() - started
+        progress.seconds["data"] += waited
         job.mark("data")
         lr = learning_rate(job.core, job.schedule, index, job.total) * progress.lr_scale
         lr_device.fill_(lr)
         loss, norm = optimizer_step(job, step, index, lr_device)
         progress.step += 1
-        if lag == 0:
-            progress.first_step_at = progress.first_step_at or time.monotonic()
         elapsed = time.monotonic() - started
-        progress.seconds["compute"] += elapsed
-        pending.append(Pending(index, step, lr, loss, norm, elapsed))
+        progress.seconds["compute"] += elapsed - waited
+        pending.append(Pending(index, step, lr, loss, norm, elapsed, waited))
         evaluates = job.validation is not None and (progress.step % job.core.eval_steps == 0 or progress.step == job.total)
-        asked = job.save_now()
-        saves = asked or progress.step % job.core.save_steps == 0 or progress.step == job.total or job.stop() is not None
+        saves = job.save_now() or progress.step % job.core.save_steps == 0 or progress.step == job.total or job.stop() is not None
         while len(pending) > (0 if evaluates or saves else lag):
             reason = _finish(job, progress, pending.popleft()) or reason
         job.mark("record")
@@ -197,6 +196,7 @@ def _finish(job: Job, progress: Progress, done: Pending) -> str | None:
         "tokens": done.step.tokens,
         "trained": done.step.trained,
         "seconds": round(done.seconds, 6),
+        "data_seconds": round(done.waited, 6),
         "tokens_per_s": round(done.step.tokens / max(done.seconds, 1e-9), 1),
     }
     return _decide(job, progress, "step_finished", record)

@@ -87,13 +87,16 @@ class Records:
         except OSError as error:
             raise self._failed(error) from error
 
-    def write(self, record: Mapping[str, Any]) -> None:
-        data = encode(redact(record))
+    def write(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the record as it was written, without its secrets."""
+        clean: dict[str, Any] = redact(record)
+        data = encode(clean)
         try:
             while data:
                 data = data[os.write(self._handle, data) :]
         except OSError as error:
             raise self._failed(error) from error
+        return clean
 
     def flush(self) -> None:
         """Bring all records to the disk, so that a power failure does not lose those of steps that a checkpoint holds."""

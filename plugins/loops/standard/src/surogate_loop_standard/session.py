@@ -56,8 +56,7 @@ class Session:
     def log(self, record: dict[str, Any]) -> None:
         assert self.records is not None
         assert self.loggers is not None
-        self.records.write(record)
-        self.loggers.log(record)
+        self.loggers.log(self.records.write(record))
 
     def open_logs(self, resumed: int) -> None:
         self.records = Records(self.output_dir / "metrics.jsonl", resumed)
@@ -253,6 +252,7 @@ class Session:
                 "recipe": self.core.recipe,
                 "optimizer": self.core.optimizer,
                 "adapter": self.core.adapter if self.core.lora else None,
+                "slots": [*self.plan.slot_lines(), *self.plan.fusion_lines()],
                 "micro_batch": self.core.per_device_train_batch_size,
                 "accumulation": self.core.gradient_accumulation_steps,
                 "ranks": self.plan.parallelism.world_size,
@@ -309,9 +309,8 @@ class Session:
         """Commands worth typing now."""
         if summary.steps < summary.total_steps:
             return [resume_command(self.plan.config)]
-        if "generate" not in self.host.offers("commands") or summary.checkpoint is None:
-            return []
-        return [f'surogate generate {summary.checkpoint} --prompt "Once upon a time"']
+        generates = "generate" in self.host.offers("commands") and summary.checkpoint is not None
+        return [f'surogate generate {summary.checkpoint} --prompt "Once upon a time"'] if generates else []
 
 
 def _plain(summary: Summary) -> dict[str, Any]:

@@ -13,34 +13,46 @@ from surogate_core.contracts import Decision, ObserverContext, RunInfo
 from surogate_observer_diagnostics.options import Options
 from surogate_observer_diagnostics.plugin import TOKENS_PER_PARAMETER
 from surogate_observer_diagnostics.rates import Cuts
-from surogate_observer_diagnostics.signals import Level, Spikes, Stretch
+from surogate_observer_diagnostics.signals import Experts, Level, Spikes, Stretch
 from surogate_observer_diagnostics.stops import Evals, Stops
 
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+CHOSEN = ("num_experts_per_tok", "top_k_experts", "moe_k", "moe_topk", "num_experts_per_token")
 HOLD = 10
 """Steps that a new phase has to last before it is told, so that it does not flicker."""
 
 
 def build(options: Options, context: ObserverContext) -> Diagnostics:
-    return Diagnostics(options, Facts.of(context.config, context.plan.figures.parameters), context.log, context.state)
+    return Diagnostics(options, Facts.of(context.config, context.plan), context.log, context.state)
 
 
 @frozen(kw_only=True)
 class Facts:
-    """What the diagnostics know of a run beside its records. ``warmup``: steps as configured, a share of all steps if below 1."""
+    """What the diagnostics know of a run beside its records. ``warmup``: steps as configured, a share of all steps if below 1.
+    ``crowd``: experts of a layer over experts of a token, 1 without experts."""
 
     parameters: int = 1
     warmup: float = 0.0
     clips: bool = False
     adapter: bool = False
+    crowd: float = 1.0
 
     @classmethod
-    def of(cls, core: Any, parameters: int) -> Facts:
+    def of(cls, core: Any, plan: Any) -> Facts:
         return cls(
-            parameters=parameters,
+            parameters=plan.figures.parameters,
             warmup=core.warmup_steps or core.warmup_ratio,
             clips=core.max_grad_norm > 0,
             adapter=core.lora,
+            crowd=crowd(plan.outline.skeleton),
         )
+
+
+def crowd(model: Any) -> float:
+    """From what transformers' families call these numbers; 1 for a model that is none of them or has no experts."""
+    text: Any = getattr(getattr(model, "config", None), "get_text_config", dict)()
+    experts = next((getattr(text, name) for name in EXPERTS if getattr(text, name, None)), 1)
+    return experts / next((getattr(text, name) for name in CHOSEN if getattr(text, name, None)), experts)
 
 
 @define
@@ -53,6 +65,7 @@ class Memory:
     cuts: Cuts = Factory(Cuts)
     evals: Evals = Factory(Evals)
     stops: Stops = Factory(Stops)
+    experts: Experts = Factory(Experts)
     seen: int = 0
     phase: str = "warmup"
     next: str = "warmup"
@@ -70,7 +83,7 @@ class Memory:
         return cls(**{name: parts[name](**value) if name in parts else value for name, value in state.items()})
 
 
-PARTS = ("spikes", "stretch", "level", "cuts", "evals", "stops")
+PARTS = ("spikes", "stretch", "level", "cuts", "evals", "stops", "experts")
 
 
 class Diagnostics:
@@ -124,6 +137,7 @@ class Diagnostics:
             memory.stretch.see(step, loss, options)
         if not early:
             memory.level.see(step, loss, norm, options)
+        memory.experts.see(record, self.facts.crowd, options)
         self._phase(step, "warmup" if warm and not memory.level.diverging else self._now())
         self._advise(step, rate, norm, warmup, spike, warm)
         stop = None
@@ -200,6 +214,8 @@ class Diagnostics:
             and grows > 4
             and f"the gradient norm grew {grows:.1f} times in {len(memory.level.norms)} steps and is not clipped: "
             "set max_grad_norm = 1.0",
+            "MoE collapse": (experts := memory.experts.said(self.facts.crowd, self.options))
+            and f"{experts}: raise router_aux_loss_coef or router_z_loss_coef, or lower the learning rate",
         }
         for name, text in advice.items():
             if text and name not in memory.told:

@@ -54,6 +54,20 @@ class Options:
         metadata=doc("A run is unstable when its loss jumps this many times as far from step to step as in its calmest window."),
     )
 
+    moe_collapse: float = field(
+        default=0.5,
+        validator=between(0.01, 0.99),
+        metadata=doc(
+            "Experts are collapsed while, over a window, the busiest is this share of the way from an even load to all of it, or "
+            "fewer than this share of them get a token."
+        ),
+    )
+    moe_collapse_steps: int = field(
+        default=300,
+        validator=ge(1),
+        metadata=doc("Consecutive steps of collapsed experts before it is said: routers even out by themselves."),
+    )
+
     # auto_lr_reduction
     lr_reduction_factor: float = field(
         default=0.5, validator=between(0.01, 0.99), metadata=doc("`auto_lr_reduction` multiplies the learning rate by this.")

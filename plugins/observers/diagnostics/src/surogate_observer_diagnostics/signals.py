@@ -6,9 +6,10 @@ Losses are nats per token. Each ``see`` takes one optimizer step, in order.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from statistics import fmean
+from typing import Any
 
 from attrs import Factory, define
 
@@ -16,6 +17,10 @@ from surogate_observer_diagnostics.options import Options
 
 HORIZON = 500
 """Improvement is told as what the loss would fall in this many steps."""
+
+
+TOKENS = 8
+"""Tokens that an expert gets of a step, with an even load, for the step to say something about the router."""
 
 
 def deviation(values: Sequence[float]) -> float:
@@ -175,3 +180,35 @@ class Level:
             return 1.0
         logs = [math.log(norm) for norm in self.norms]
         return math.exp(fmean(logs[-quarter:]) - fmean(logs[:quarter]))
+
+
+@define
+class Experts:
+    """How a mixture of experts spreads its tokens, in the last steps: ``load`` is the tokens of the busiest expert over the mean,
+    ``used`` the share of experts that get any, both means over layers. ``collapsed`` counts consecutive steps."""
+
+    load: list[float] = Factory(list)
+    used: list[float] = Factory(list)
+    collapsed: int = 0
+
+    def see(self, record: Mapping[str, Any], crowd: float, options: Options) -> None:
+        """``crowd``: experts over experts a token. A step in which an even router gives an expert fewer than ``TOKENS`` tokens says
+        nothing."""
+        load, used = record.get("moe_load_imbalance"), record.get("moe_expert_utilisation")
+        if load is None or used is None or record.get("tokens", 0) < TOKENS * crowd:
+            return
+        push(self.load, float(load), options.diagnostics_window)
+        push(self.used, float(used), options.diagnostics_window)
+        if len(self.load) == options.diagnostics_window and crowd > 1:  # the load of an expert that all tokens go to
+            uneven = fmean(self.load) > 1 + options.moe_collapse * (crowd - 1)
+            self.collapsed = self.collapsed + 1 if uneven or fmean(self.used) < options.moe_collapse else 0
+
+    def said(self, crowd: float, options: Options) -> str:
+        """The figures, once the collapse has lasted; else empty."""
+        if self.collapsed < options.moe_collapse_steps:
+            return ""
+        load, used = fmean(self.load), fmean(self.used)
+        return (
+            f"{self.collapsed} steps so far; the busiest expert of a layer has {load:.1f} times its share, {crowd:.3g} is all,"
+            f" and {used:.0%} of the experts get tokens"
+        )
