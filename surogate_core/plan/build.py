@@ -60,6 +60,7 @@ def make_plan(config: Config, host: Host) -> Plan:
             reader = quantizer or _build(offer, config, context)
             if isinstance(reader, ReadsCheckpoints) and (own := reader.reading(outline.held)):
                 chosen["quantizers"], quantizer = offer, own
+                break
     sites = outline.sites
     slots = _claim(core, sites, recipe, adapter, quantizer, chosen)
     figures = count(core, outline, slots, adapter, optimizer, quantizer)
