@@ -139,9 +139,13 @@ class Reader:
         self.unpacked.add(name)
         try:
             return numbers(self.settings, tensors, dtype)
+        except KeyError as error:
+            what = f"{name} has no {error.args[0]} beside it in the checkpoint, only {', '.join(sorted(tensors))}"
+            failure = ModelError(what, where="quantization_config", how="download or copy the checkpoint's files again")
         except ModelError as error:
-            self.failures.append(error)  # transformers' loader would only log it
-            raise
+            failure = error
+        self.failures.append(failure)  # transformers' loader would only log it
+        raise failure
 
     def remark(self, dtype: torch.dtype) -> str | None:
         """What the user is told about weights that are not held as they are in the file."""
@@ -154,13 +158,9 @@ class Reader:
 # ---------------------------------------------------------------- the numbers
 def numbers(settings: Mapping[str, Any], tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
     """The weight that these tensors of one layer stand for, by the ends of their names: (N, K), of mxfp4 (E, K, N) as the family
-    holds it; products in float32, rounded once to ``dtype``. Raises ModelError where tensors are missing."""
-    method = settings["quant_method"]
-    try:
-        return {"fp8": _fp8, "modelopt": _nvfp4, "mxfp4": _mxfp4, "bitsandbytes": _bitsandbytes}[method](settings, tensors, dtype)
-    except KeyError as error:
-        what = f"a {method} weight has no {error.args[0]} beside it, only {', '.join(sorted(tensors))}"
-        raise ModelError(what, where="weights of the checkpoint", how="download or copy its files again") from error
+    holds it; products in float32, rounded once to ``dtype``. Raises KeyError for a tensor that is missing."""
+    forms = {"fp8": _fp8, "modelopt": _nvfp4, "mxfp4": _mxfp4, "bitsandbytes": _bitsandbytes}
+    return forms[settings["quant_method"]](settings, tensors, dtype)
 
 
 def _fp8(settings: Mapping[str, Any], tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:

@@ -44,9 +44,7 @@ class Hook(QuantizationConfigMixin):
     """Carries functions into the loader, which copies this object but not them. ``enter(model)`` fills the slots;
     ``pack(name, weight)`` hands a weight to the storage of its layer and says whether it has one, with None it only says."""
 
-    def __init__(
-        self, enter: Callable[[Any], None], pack: Callable[[str, Tensor | None], bool], reading: Reading | None = None
-    ):
+    def __init__(self, enter: Callable[[Any], None], pack: Callable[[str, Tensor | None], bool], reading: Reading | None = None):
         self.quant_method = _HOOK
         self.enter, self.pack, self.reading = enter, pack, reading
 
@@ -116,7 +114,9 @@ class _Read(ConversionOps):
         dtype = model.get_parameter_or_buffer(full_layer_name).dtype
         found = {}
         for target, tensors in layers.items():
-            parts = [{end: own[at] for end, own in tensors.items() if at < len(own)} for at in range(max(map(len, tensors.values())))]
+            parts = [
+                {end: own[at] for end, own in tensors.items() if at < len(own)} for at in range(max(map(len, tensors.values())))
+            ]
             values = [reading.read(full_layer_name, part, dtype) for part in parts]
             if values != [None]:
                 found[target] = values
