@@ -52,7 +52,7 @@ class Site:
 
 @frozen(kw_only=True)
 class Held:
-    """Weights that a checkpoint holds quantised already: its ``quantization_config``, and the names of the sites that it is about."""
+    """Weights that a checkpoint holds quantised already: its ``quantization_config``, the names of the sites that it is about."""
 
     settings: Mapping[str, Any]
     sites: frozenset[str]

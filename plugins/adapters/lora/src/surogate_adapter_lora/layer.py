@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from surogate_adapter_lora.experts import LoraExperts
 from surogate_adapter_lora.lowrank import add_low_rank, drop
 from surogate_adapter_lora.peft_format import Stored
+from surogate_core.contracts import Storage
 from surogate_core.errors import ModelError
 
 
@@ -143,6 +144,25 @@ def merge_into(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
             )
         with torch.no_grad():
             weight.copy_(weight.float() + update_of(module.to(weight.device)))
+
+
+def has_weight(model: nn.Module, name: str) -> bool:
+    """Whether a layer's weight is there as a parameter, not in a storage."""
+    layer: Any = model.get_submodule(name)
+    return layer.weight is not None
+
+
+def add_before(storage: Storage, module: LoraLinear) -> Storage:
+    """The storage, which adds the update of the module to the weight that it is given to pack: a sum in float32, rounded once to
+    the dtype of the weight."""
+    pack = storage.pack
+
+    def add_and_pack(weight: Tensor) -> None:
+        del vars(storage)["pack"]
+        pack((weight.float() + update_of(module.to(weight.device))).to(weight.dtype))
+
+    vars(storage)["pack"] = add_and_pack
+    return storage
 
 
 def _device(model: nn.Module) -> torch.device:

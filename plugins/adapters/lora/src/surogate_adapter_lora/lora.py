@@ -17,17 +17,27 @@ from pathlib import Path
 
 import surogate_model_transformers as models
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 from torch import Tensor, nn
 
 from surogate_adapter_lora import peft_format
 from surogate_adapter_lora.combine import concatenate
 from surogate_adapter_lora.experts import LoraExperts
-from surogate_adapter_lora.layer import KINDS, LoraLinear, bind, from_stored, merge_into, put_beside, update_of
+from surogate_adapter_lora.layer import (
+    KINDS,
+    LoraLinear,
+    add_before,
+    bind,
+    from_stored,
+    has_weight,
+    merge_into,
+    put_beside,
+    update_of,
+)
 from surogate_adapter_lora.parts import chosen, once, weights_of
 from surogate_adapter_lora.plugin import Options
 from surogate_adapter_lora.targets import refusal
-from surogate_core.contracts import Context, Outline, Site
+from surogate_core.contracts import Context, Outline, Site, Storage
 from surogate_core.errors import ModelError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -81,9 +91,10 @@ class Lora:
     def attach(self, model: nn.Module, modules: Mapping[str, nn.Module], generator: torch.Generator) -> dict[str, nn.Module]:
         """``adapter_path`` is merged into the weights or put beside them; with DoRA the adapters learn their layers, and magnitudes
         start as the norms of their rows. What is trained whole is trained from here on."""
-        if self.first is not None:
-            put = merge_into if self.options.adapter_mode == "merge" else put_beside
-            put(model, from_stored(self.first))
+        if self.first is not None and self.options.adapter_mode == "stack":
+            put_beside(model, from_stored(self.first))
+        elif self.first is not None:  # what is held quantised has it already
+            merge_into(model, {name: part for name, part in from_stored(self.first).items() if has_weight(model, name)})
         bind(model, modules)
         with torch.no_grad():
             for module in modules.values():
@@ -94,6 +105,12 @@ class Lora:
             for parameter in weights_of(module).values():
                 parameter.requires_grad_(True)
         return whole
+
+    def over(self, site: Site, storage: Storage) -> Storage:
+        """``adapter_path`` is merged into weights that are to be held quantised while they are read, before they are packed."""
+        if self.first is None or self.options.adapter_mode == "stack" or site.name not in self.first.layers:
+            return storage
+        return add_before(storage, from_stored(evolve(self.first, layers={site.name: self.first.layers[site.name]}))[site.name])
 
     @functools.cached_property
     def first(self) -> peft_format.Stored | None:

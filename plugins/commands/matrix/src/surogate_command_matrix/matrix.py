@@ -1,8 +1,8 @@
 """What goes together, found by asking: each combination of the installed offers is planned on a small model of each kind.
 
 A plan is where plugins say what they cannot do (``check_config``, ``check_plan``, claims), so what it refuses is their own
-declaration, in their own words. ``recipe_backend = "emulated"`` leaves out what is a matter of the machine; what a recipe needs to run
-natively is told in the heading.
+declaration, in their own words. ``recipe_backend = "emulated"`` leaves out what is a matter of the machine; what a recipe needs to
+run natively is told in the heading.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Our way into transformers' loader: a registered quantiser that fills slots before weights are read, and takes weights as they
 come. Nothing of it stays on the model or in its config.
 
-Of a checkpoint that is quantised already the loader collects the tensors of each layer and hands them over as they are in the file."""
+Of a checkpoint that is quantised already the loader collects the tensors of each layer, and hands them over as they are."""
 
 from __future__ import annotations
 
