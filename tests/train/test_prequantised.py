@@ -313,3 +313,48 @@ def test_a_scale_that_is_missing_is_named(name: str, made: Callable[[str], Path]
     torn = rewritten(made(name), tmp_path / "torn", lambda all_: {key: t for key, t in all_.items() if key != lost}, None)
     with pytest.raises(ModelError, match=rf"up_proj.weight.* has no {end} beside it"):
         build(plan_of(torn))
+
+
+@pytest.mark.parametrize("double", [True, False])
+def test_our_bitsandbytes_export_is_the_librarys_own_and_loads_in_transformers(
+    double: bool, made: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Tensor by tensor, and the logits that transformers computes with and without its own arithmetic on 4 bits."""
+    from surogate_adapter_lora.export import export
+
+    base, output = made("bnb").with_name("base"), tmp_path / "output"
+    path = tmp_path / "config.toml"
+    path.write_text(f'model = "{base}"\nlora = true\nqlora_bnb = true\nqlora_bnb_double_quant = {str(double).lower()}\n')
+    assert export(str(path), output, "bitsandbytes", "fp32") == "bitsandbytes"
+    how = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=double)
+    AutoModelForCausalLM.from_pretrained(base, quantization_config=how, dtype=torch.float32).save_pretrained(tmp_path / "theirs")
+    ours, wanted = (load_file(place / "model.safetensors") for place in (output, tmp_path / "theirs"))
+    assert ours.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        if "nested_absmax" not in name and "quant_state" not in name:  # a mean of floats, within a rounding
+            assert torch.equal(ours[name], tensor), name
+    quantised = theirs(output)
+    dequantised = theirs(output).dequantize().float()
+    plain = build(plan_of(base, qlora_bnb=True, qlora_bnb_double_quant=double)).model
+    torch.testing.assert_close(logits(plain), logits(dequantised), rtol=0, atol=1e-5)
+    torch.testing.assert_close(logits(quantised), logits(dequantised), rtol=0, atol=2e-2)  # bnb's CPU kernels round to bfloat16
+    assert (logits(theirs(base)) - logits(dequantised)).abs().max() > 2e-2
+    again = build(plan_of(output)).model
+    assert torch.equal(logits(again), logits(plain))
+
+
+def test_an_adapter_is_merged_before_it_is_exported_in_bitsandbytes(made: Callable[[str], Path], tmp_path: Path) -> None:
+    import peft
+    from surogate_adapter_lora.export import export
+
+    base = made("bnb").with_name("base")
+    model = peft.get_peft_model(theirs(base), peft.LoraConfig(r=4, target_modules=["up_proj"], task_type="CAUSAL_LM"))
+    torch.nn.init.normal_(model.get_parameter("base_model.model.model.layers.0.mlp.up_proj.lora_B.default.weight"), std=0.5)
+    model.save_pretrained(tmp_path / "adapter")
+    export(str(tmp_path / "adapter"), tmp_path / "output", "bitsandbytes", "fp32")
+    model.merge_and_unload().save_pretrained(tmp_path / "merged")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "merged" / name).write_bytes((base / name).read_bytes())
+    export(str(tmp_path / "merged"), tmp_path / "wanted", "bitsandbytes", "fp32")
+    torch.testing.assert_close(logits(read_bitsandbytes(tmp_path / "output")), logits(read_bitsandbytes(tmp_path / "wanted")))
+    assert (tmp_path / "output" / "tokenizer.json").is_file()
