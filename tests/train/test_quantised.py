@@ -269,7 +269,8 @@ def test_dora_is_pefts_on_the_dequantised_base(name: str, base: dict[str, Any], 
     keys["lora_magnitude"] = "lora_magnitude_vector.default.weight"
     for layer, module in trainee.adapters.items():
         for key, parameter in module.named_parameters():
-            torch.testing.assert_close(parameter.grad, grads[f"base_model.model.{layer}.{keys[key]}"], rtol=1e-3, atol=1e-4)
+            other = grads[f"base_model.model.{layer}.{keys[key]}"]
+            assert (parameter.grad - other).norm() <= 1e-4 * other.norm(), (layer, key)
     assert len(grads) == len(trainee.parameters)
 
 
