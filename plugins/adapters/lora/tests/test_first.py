@@ -10,12 +10,16 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from surogate_adapter_lora.lora import Lora
 from surogate_adapter_lora.merge import merge
+from surogate_adapter_lora.peft_format import Stored
+from surogate_adapter_lora.plugin import Options
 from surogate_model_transformers import slot_layers
 from transformers import AutoModelForCausalLM
 
 import surogate_core
 from surogate_core.config import load
+from surogate_core.contracts import Site
 from surogate_core.errors import ConfigError, ModelError, PlanError, SurogateError
 from surogate_core.host import load_host
 from surogate_core.plan import make_plan
@@ -132,6 +136,26 @@ def test_it_is_merged_before_the_weights_are_quantised(
     assert (whole - on_base(qwen, first)).abs().max() > 1e-3
     merge(None, output / "last", tmp_path / "all")
     assert (logits(AutoModelForCausalLM.from_pretrained(tmp_path / "all")) - whole).abs().max() < 1e-5
+
+
+def test_each_expert_of_a_stack_gets_its_own_part_before_it_is_packed() -> None:
+    torch.manual_seed(0)
+    a, b = torch.randn(3, 2, 6), torch.randn(3, 8, 2)
+    lora = Lora(options=Options(adapter_path="x"))
+    stored = Stored(rank=2, alpha=6, layers={"experts.up_proj": {"lora_A": a, "lora_B": b}})
+    object.__setattr__(lora, "first", stored)  # as if it had been read from files
+    packed = []
+
+    class Keeps(torch.nn.Module):
+        def pack(self, weight: torch.Tensor) -> None:
+            packed.append(weight)
+
+    for number in range(3):
+        site = Site(name=f"experts.up_proj.{number}", kind="linear", shape=(8, 6), layer=0)
+        lora.over(site, Keeps()).pack(torch.ones(8, 6))  # type: ignore[arg-type]
+        torch.testing.assert_close(packed[-1], 1 + 3 * b[number] @ a[number])
+    other = Keeps()
+    assert lora.over(Site(name="experts.down_proj.0", kind="linear", shape=(8, 6), layer=0), other) is other  # type: ignore[arg-type]
 
 
 def test_into_weights_that_the_checkpoint_holds_quantised_it_is_not_merged(

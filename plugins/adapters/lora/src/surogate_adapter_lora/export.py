@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import surogate_model_transformers as models
 from attrs import evolve
-from torch import nn
+from torch import Tensor, nn
 
 from surogate_adapter_lora.merge import Dtype, absent, copy_tokenizer, on_base, one_base, put, write_model
 from surogate_adapter_lora.peft_format import CONFIG, read, read_config, write
@@ -75,7 +75,7 @@ def _quantizer(source: str) -> Any:
 def _packed(model: Any, quantizer: Any) -> models.Packed:
     """The linear layers of the blocks in the quantizer's format; what else is linear is listed as plain."""
     names = {site.name: site for site in models.list_sites(model) if site.kind == "linear" and site.layer is not None}
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for name, site in names.items():
         storage, weight = quantizer.storage(site), model.get_submodule(name).weight.detach()
         storage.pack(weight)

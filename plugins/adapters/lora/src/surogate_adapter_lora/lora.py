@@ -29,10 +29,10 @@ from surogate_adapter_lora.layer import (
     add_before,
     bind,
     from_stored,
-    has_weight,
     merge_into,
     put_beside,
     update_of,
+    weight_at,
 )
 from surogate_adapter_lora.parts import chosen, once, weights_of
 from surogate_adapter_lora.plugin import Options
@@ -94,7 +94,8 @@ class Lora:
         if self.first is not None and self.options.adapter_mode == "stack":
             put_beside(model, from_stored(self.first))
         elif self.first is not None:  # what is held quantised has it already
-            merge_into(model, {name: part for name, part in from_stored(self.first).items() if has_weight(model, name)})
+            parts = from_stored(self.first)
+            merge_into(model, {name: part for name, part in parts.items() if weight_at(model, name, part) is not None})
         bind(model, modules)
         with torch.no_grad():
             for module in modules.values():
@@ -108,9 +109,16 @@ class Lora:
 
     def over(self, site: Site, storage: Storage) -> Storage:
         """``adapter_path`` is merged into weights that are to be held quantised while they are read, before they are packed."""
-        if self.first is None or self.options.adapter_mode == "stack" or site.name not in self.first.layers:
+        if self.first is None or self.options.adapter_mode == "stack":
             return storage
-        return add_before(storage, from_stored(evolve(self.first, layers={site.name: self.first.layers[site.name]}))[site.name])
+        stack, _, number = site.name.rpartition(".")
+        if site.name in self.first.layers:
+            factors = self.first.layers[site.name]
+        elif number.isdigit() and stack in self.first.layers:  # one expert of a stack
+            factors = {key: tensor[int(number)] for key, tensor in self.first.layers[stack].items()}
+        else:
+            return storage
+        return add_before(storage, from_stored(evolve(self.first, layers={site.name: factors}))[site.name])
 
     @functools.cached_property
     def first(self) -> peft_format.Stored | None:

@@ -225,7 +225,7 @@ def _read(
                 config=without_form(hf_config),
                 dtype=first,
                 attn_implementation=_attention(hf_config),
-                quantization_config=Hook(enter, pack, reader and reader.reading()),
+                quantization_config=Hook(enter, pack, None if reader is None else reader.reading()),
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
                 weights_only=True,

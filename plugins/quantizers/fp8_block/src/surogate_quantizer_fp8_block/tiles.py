@@ -7,6 +7,7 @@ at the edges are smaller. Square tiles make the format of a transposed weight th
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from attrs import evolve, frozen
@@ -93,7 +94,8 @@ class Quantizer:
 
     def reading(self, held: Held) -> Quantizer | None:
         """Checkpoints in "fine-grained fp8" with square tiles."""
-        rows, columns = held.settings.get("weight_block_size") or (0, 1)
+        sides: Any = held.settings.get("weight_block_size") or (0, 1)
+        rows, columns = sides
         if held.settings.get("quant_method") != "fp8" or rows != columns:
             return None
         return evolve(self, held=held, options=evolve(self.options, qlora_block_size=rows))
