@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ SAMPLE = [
     ("lora", "nvfp4", "fp8_hybrid", "Qwen3"),
     ("lora", "bnb_nf4", "nvfp4", "Llama"),
     ("lora", "fp8_block", "nvfp4_quartet", "Qwen3-VL"),
+    ("lora", "bnb_nf4", "fp8_hybrid", "Qwen3-MoE"),
     ("full", "none", "nvfp4", "Llama"),
     ("full", "none", "fp8_hybrid", "Qwen3-MoE"),
     ("bottleneck", "fp8_block", "fp8_hybrid", "Qwen3"),
@@ -51,18 +53,16 @@ def test_the_docs_have_what_is_printed(planned: Any, host: Host) -> None:
 
 
 def test_what_has_to_train_is_accepted_and_full_on_quantised_is_not(planned: Any) -> None:
-    """{LoRA, full} × {none, NF4, FP8, NVFP4} × {bf16, fp8_hybrid, nvfp4} on dense models, and all weights of a mixture."""
+    """{LoRA, full} × {none, NF4, FP8, NVFP4} × {bf16, fp8_hybrid, nvfp4} × {Llama, Qwen3, Qwen3-MoE}."""
     found = {(c.adapter, c.quantizer, c.recipe, c.kind): c.problems for c in planned[0]}
     assert len(found) == len(planned[0]) == 5 * 4 * 4 * len(KINDS)
-    for recipe in ("bf16", "fp8_hybrid", "nvfp4"):
-        for kind in ("Llama", "Qwen3", "Qwen3-MoE"):
-            assert not found[FULL, PLAIN, recipe, kind]
-            for quantizer in QUANTIZERS:
-                (problem,) = found[FULL, quantizer, recipe, kind]
-                assert "weights that are trained cannot be held in a quantised format" in problem.what
-                assert problem.how
-        for kind in ("Llama", "Qwen3"):
-            assert not any(found["lora", quantizer, recipe, kind] for quantizer in (PLAIN, *QUANTIZERS))
+    for recipe, kind in itertools.product(("bf16", "fp8_hybrid", "nvfp4"), ("Llama", "Qwen3", "Qwen3-MoE")):
+        assert not found[FULL, PLAIN, recipe, kind]
+        assert not any(found["lora", quantizer, recipe, kind] for quantizer in (PLAIN, *QUANTIZERS))
+        for quantizer in QUANTIZERS:
+            (problem,) = found[FULL, quantizer, recipe, kind]
+            assert "weights that are trained cannot be held in a quantised format" in problem.what
+            assert problem.how
 
 
 @pytest.mark.parametrize("names", SAMPLE, ids="-".join)
