@@ -2,8 +2,8 @@
 
     python bench/switching.py
 
-A random Qwen3 of 38 million parameters in float32; adapters of rank 16 on all its linear layers, made by PEFT. Outputs of each adapter
-are compared with those of the model opened with it alone.
+A random Qwen3 of 36 million parameters in float32; adapters of rank 16 on all its linear layers, made by PEFT. Outputs of each
+adapter are compared with those of the model opened with it alone.
 """
 
 from __future__ import annotations

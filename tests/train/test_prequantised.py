@@ -247,6 +247,7 @@ def test_it_is_held_as_it_is_or_dequantised_with_a_notice_and_computes_what_othe
 def test_an_adapter_trains_on_it_and_merges_into_the_numbers(name: str, made: Callable[[str], Path], tmp_path: Path) -> None:
     import peft
     from surogate_adapter_lora.merge import merge
+    from surogate_adapter_lora.serve import open_model
 
     text, output, directory = tmp_path / "text.txt", tmp_path / "output", made(name)
     text.write_text("The cat sat on the mat and looked at the moon. " * 40)
@@ -257,6 +258,12 @@ def test_an_adapter_trains_on_it_and_merges_into_the_numbers(name: str, made: Ca
     first, second = [record["loss"] for record in records if record["kind"] == "step"]
     assert first != second
     loaded = peft.PeftModel.from_pretrained(FORMS[name].read(directory), output / "last")
+    keys = {"model": str(directory), "output_dir": str(output), "lora": True, "sequence_len": 64, "model_dtype": "fp32"}
+    (tmp_path / "config.toml").write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in keys.items()))
+    opened = open_model(str(tmp_path / "config.toml"))
+    torch.testing.assert_close(logits(opened.model), logits(loaded), rtol=0, atol=1e-4)
+    kinds = {type(layer.storage).__name__ for _, layer in slot_layers(opened.model) if layer.storage is not None}
+    assert kinds == ({FORMS[name].storage} if FORMS[name].storage else set()), "held as in the run"
     written = json.loads((output / "merged" / "config.json").read_text())
     assert "quantization_config" not in written
     torch.testing.assert_close(logits(theirs(output / "merged")), logits(loaded.merge_and_unload()), rtol=0, atol=1e-4)
