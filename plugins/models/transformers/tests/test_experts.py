@@ -76,7 +76,9 @@ def close(found: dict[str, Tensor], wanted: dict[str, Tensor], within: float = 1
 
 @pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss", "mixtral"])
 @pytest.mark.parametrize("way", ["grouped", "unaligned", "looped", "recomputed"])
-def test_loss_and_gradients_are_those_of_transformers_eager_experts(family: str, way: str, tiny: Any, load: Any, packed: Any) -> None:
+def test_loss_and_gradients_are_those_of_transformers_eager_experts(
+    family: str, way: str, tiny: Any, load: Any, packed: Any
+) -> None:
     odd = {"moe_intermediate_size": 22, "intermediate_size": 22} if way == "unaligned" else {}
     theirs, directory = tiny(family, **odd)
     model = load(directory).train()
@@ -196,7 +198,9 @@ def test_stored_experts(family: str, compute: Any, how: str, tiny: Any, load: An
         seen.clear()
     routed: dict[str, set[int]] = {}
     handles = [
-        module.register_forward_pre_hook(lambda _, given, name=name: routed.setdefault(name, set()).update(given[1].flatten().tolist()))
+        module.register_forward_pre_hook(
+            lambda _, given, name=name: routed.setdefault(name, set()).update(given[1].flatten().tolist())
+        )
         for name, module in model.named_modules()
         if name.endswith(".experts")
     ]

@@ -3,7 +3,7 @@
 ``quantization_config`` in config.json names the form, or ModelOpt's ``hf_quant_config.json`` beside it:
 
 fp8           "fine-grained" E4M3 with a scale for each tile (DeepSeek-V3, arXiv 2412.19437, section 3.3): w = q · s
-modelopt      NVFP4: pairs of E2M1, the even column in the low half of a byte, E4M3 scales of 16 columns, one float32: w = q · s · s₂
+modelopt      NVFP4: pairs of E2M1, the even column in the low half of a byte, E4M3 scales of 16 columns, a float32: w = q · s · s₂
 mxfp4         E2M1 with a power of two for 32 values (OCP Microscaling 1.0, section 5.4), as in the experts of GPT-OSS
 bitsandbytes  4 bits, NF4 or FP4, in bitsandbytes' own layout
 

@@ -241,7 +241,9 @@ def _read(
             where=str(directory),
             how="check that the files are complete; download or copy them again",
         ) from error
-    wrong = [name for name, (module, own, *_) in to_pack.items() if (left := getattr(module, own)) is not None and left.numel()]  # the loader does not compare these shapes
+    wrong = [
+        name for name, (module, own, *_) in to_pack.items() if (left := getattr(module, own)) is not None and left.numel()
+    ]  # the loader does not compare these shapes
     _check({**report, "mismatched_keys": [*report.get("mismatched_keys", ()), *wrong]}, directory)
     for module, own, *_ in to_pack.values():
         module.register_parameter(own, None)
