@@ -66,9 +66,9 @@ def register_recipes() -> list[Offer]:
 
 @hookspec
 def register_quantizers() -> list[Offer]:
-    """Formats in which frozen weights are held, each chosen by the boolean option that its offer names as ``key``; at most one is
-    in force, and only beside an adapter. ``build(options, context)`` returns a :class:`~surogate_core.contracts.Quantizer`,
-    which fills the storage slot of the linear layers that it claims."""
+    """Formats in which frozen weights are held, each chosen by the boolean option that its offer names as ``key``, or by a
+    checkpoint in its format (``ReadsCheckpoints``); at most one, and only beside an adapter. ``build(options, context)`` returns a
+    :class:`~surogate_core.contracts.Quantizer`, which fills the storage slot of the linear layers that it claims."""
 
 
 @hookspec

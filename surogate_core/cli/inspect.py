@@ -43,11 +43,14 @@ def plan(config: Path, words: tuple[str, ...]) -> None:
 
 @click.command()
 @debug
-def plugins() -> None:
+@click.option("--matrix", is_flag=True, help="What goes together instead: adapters, quantizers, recipes and models.")
+def plugins(matrix: bool) -> None:
     """List installed plugins: distribution, version, and what each offers. Broken ones with the reason."""
     from surogate_core.host import load_host
 
     host = load_host(strict=False)
+    if matrix:
+        return click.get_current_context().invoke(host.offer("commands", "matrix").load())
     lines = []
     for plugin in host.plugins:
         offers = [(kind, offer.name, offer.summary) for kind, offer in plugin.offers] or [("hooks only", "", "")]

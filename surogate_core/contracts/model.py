@@ -51,12 +51,21 @@ class Site:
 
 
 @frozen(kw_only=True)
+class Held:
+    """Weights that a checkpoint holds quantised already: its ``quantization_config``, the names of the sites that it is about."""
+
+    settings: Mapping[str, Any]
+    sites: frozenset[str]
+
+
+@frozen(kw_only=True)
 class Outline:
     """A model before its weights are read: its family, its sites, and the model itself on the meta device."""
 
     model_type: str
     sites: tuple[Site, ...]
     skeleton: nn.Module
+    held: Held | None = None
 
 
 class ModelSource(Protocol):
@@ -147,6 +156,16 @@ class Quantizer(Protocol):
         """An empty storage for one claimed site."""
 
 
+@runtime_checkable
+class ReadsCheckpoints(Protocol):
+    """A quantizer in whose format there are checkpoints. No key is needed to choose it for them."""
+
+    def reading(self, held: Held) -> Quantizer | None:
+        """The quantizer with the settings of this checkpoint; it claims sites that are held so alone. None for another format. Its
+        storages have ``adopt(tensors: Mapping[str, Tensor]) -> bool``: take a layer's tensors by the end of their names in the
+        file (``weight_scale_inv``), and say whether they are in this format."""
+
+
 class Adapter(Protocol):
     """Fills the adapter slot of the linears that it claims. The base weights are frozen."""
 
@@ -182,6 +201,14 @@ class Attaches(Protocol):
         """Called once, when the weights are read, all of them are frozen, and ``modules`` (site name → module) have their initial
         values. May change weights and forward functions. Returns what is trained besides, name → module on the model's device
         with its initial values, whose parameters are the model's; ``save`` and ``load`` get them together with ``modules``."""
+
+
+@runtime_checkable
+class ChangesWeights(Protocol):
+    """An adapter that changes weights of the base on their way into a storage."""
+
+    def over(self, site: Site, storage: Storage) -> Storage:
+        """What ``pack`` is called on instead; ``unpack`` and the buffers are those of the storage."""
 
 
 class Fusion(Protocol):

@@ -10,7 +10,7 @@ from typing import Any
 
 from surogate_core.config import Config
 from surogate_core.config.options import CoreOptions
-from surogate_core.contracts import Adapter, Context, PipelineContext, Quantizer, Recipe, Site
+from surogate_core.contracts import Adapter, Context, PipelineContext, Quantizer, ReadsCheckpoints, Recipe, Site
 from surogate_core.errors import PlanError, Problem
 from surogate_core.host import Host, attributed
 from surogate_core.offers import Offer, capability
@@ -55,6 +55,12 @@ def make_plan(config: Config, host: Host) -> Plan:
     quantizer = built.get("quantizers")
 
     outline = built["models"].outline()
+    if outline.held and core.lora:  # in its own format, if a quantizer has it, unless a key chose another
+        for offer in [chosen["quantizers"]] if quantizer else host.offers("quantizers").values():
+            reader = quantizer or _build(offer, config, context)
+            if isinstance(reader, ReadsCheckpoints) and (own := reader.reading(outline.held)):
+                chosen["quantizers"], quantizer = offer, own
+                break
     sites = outline.sites
     slots = _claim(core, sites, recipe, adapter, quantizer, chosen)
     figures = count(core, outline, slots, adapter, optimizer, quantizer)

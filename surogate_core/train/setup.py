@@ -9,7 +9,7 @@ import torch
 from attrs import frozen
 from torch import Tensor, nn
 
-from surogate_core.contracts import Attaches, OptimizerState, ParamGroup
+from surogate_core.contracts import Attaches, ChangesWeights, OptimizerState, ParamGroup
 from surogate_core.errors import PlanError
 from surogate_core.host import attributed
 from surogate_core.plan import Plan
@@ -41,6 +41,8 @@ def build(plan: Plan, *, weights: Path | None = None, notice: Callable[[str], No
     with torch.device("meta"):
         adapters = {site.name: plan.adapter.linear(site) for site in plan.adapted()} if plan.adapter else {}
         storages = {part.name: plan.quantizer.storage(part) for part in stored} if plan.quantizer else {}
+        if isinstance(plan.adapter, ChangesWeights):
+            storages = {part.name: plan.adapter.over(part, storages[part.name]) for part in stored}
     model = source.load(computes, adapters, storages, device=device, weights=weights, notice=notice)
     if plan.adapter is not None:
         model.requires_grad_(False)

@@ -234,6 +234,59 @@ def test_the_adapter_is_evaluated_and_used_on_the_quantised_base_and_merged_into
     assert (quantised - plain).abs().max() > 0.05
 
 
+@pytest.mark.parametrize("name", QUANTISED)
+def test_dora_is_pefts_on_the_dequantised_base(name: str, base: dict[str, Any], tmp_path: Path) -> None:
+    """Loss of one batch and all gradients; magnitudes start as norms of the rows of the quantised weights."""
+    import peft
+    from transformers import AutoModelForCausalLM
+
+    plan = plan_of({**base, **FORMATS[name], "lora_use_dora": True, "lora_dropout": 0.0})
+    trainee = build(plan)
+    theirs = AutoModelForCausalLM.from_pretrained(base["model"], dtype=torch.float32)
+    with torch.no_grad():
+        for layer, slots in slot_layers(trainee.model):
+            assert slots.storage is not None
+            theirs.get_submodule(layer).weight.copy_(slots.storage.unpack(torch.float32))
+            rows = torch.linalg.vector_norm(theirs.get_submodule(layer).weight, dim=1)
+            torch.testing.assert_close(trainee.adapters[layer].lora_magnitude.data, rows)
+        torch.manual_seed(0)
+        for parameter in trainee.parameters:
+            parameter.add_(torch.randn(parameter.shape) * 0.05)
+    assert plan.adapter is not None
+    plan.adapter.save(trainee.adapters, tmp_path, base["model"])
+    wrapped = peft.PeftModel.from_pretrained(theirs, tmp_path, is_trainable=True)
+    batch = plan.pipeline.prepare(plan.model_source.tokenizer(), lambda text: None).training(1, 1).step(0).batches[0]
+    ours = plan.model_source.loss(trainee.model, batch)
+    assert not batch.document_ids.any(), "one document, so that no mask is needed"
+    logits = wrapped(input_ids=batch.input_ids).logits.flatten(0, 1)
+    losses = torch.nn.functional.cross_entropy(logits, batch.labels.flatten(), reduction="none", ignore_index=-100)
+    wanted = (losses * batch.weights.flatten()).sum()
+    torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-4)
+    for loss in (ours, wanted):
+        loss.backward()
+    grads = {key: parameter.grad for key, parameter in wrapped.named_parameters() if parameter.requires_grad}
+    keys = {"lora_A": "lora_A.default.weight", "lora_B": "lora_B.default.weight"}
+    keys["lora_magnitude"] = "lora_magnitude_vector.default.weight"
+    for layer, module in trainee.adapters.items():
+        for key, parameter in module.named_parameters():
+            other = grads[f"base_model.model.{layer}.{keys[key]}"]
+            assert (parameter.grad - other).norm() <= 1e-4 * other.norm(), (layer, key)
+    assert len(grads) == len(trainee.parameters)
+
+
+def test_merge_adapter_merges_into_the_unquantised_base(base: dict[str, Any], tmp_path: Path) -> None:
+    import peft
+    from transformers import AutoModelForCausalLM
+
+    out = tmp_path / "out"
+    surogate_core.run({**base, **FORMATS["nf4"], "max_steps": 2, "merge_adapter": True, "output_dir": str(out)})
+    plain = AutoModelForCausalLM.from_pretrained(base["model"], dtype=torch.float32)
+    wanted = peft.PeftModel.from_pretrained(plain, out / "last").merge_and_unload().state_dict()
+    merged = AutoModelForCausalLM.from_pretrained(out / "merged", dtype=torch.float32).state_dict()
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(merged[name], tensor, rtol=0, atol=1e-6, msg=name)
+
+
 @pytest.mark.parametrize(
     ("changes", "what"),
     [

@@ -105,13 +105,21 @@ def merge_command(
 @click.argument("source")
 @click.option("--output", type=PATH, required=True, help="Directory to write; it must not exist.")
 @click.option(
-    "--format", "form", type=click.Choice(["peft", "full"]), help="Default: peft for an adapter, full weights for a model."
+    "--format",
+    "form",
+    type=click.Choice(["peft", "full", "bitsandbytes"]),
+    help="Default: peft for an adapter, full weights for a model. bitsandbytes: full weights in NF4.",
 )
 @click.option("--dtype", type=DTYPE, help="Precision of full weights. Default: bf16 if the base is bfloat16, else fp32.")
 @click.option("--shard-size", default="5GB", show_default=True, help="Largest file of full weights.")
 @click.option("--force", is_flag=True, help="Replace an existing output directory.")
 def export_command(
-    source: str, output: Path, form: Literal["peft", "full"] | None, dtype: Dtype | None, shard_size: str, force: bool
+    source: str,
+    output: Path,
+    form: Literal["peft", "full", "bitsandbytes"] | None,
+    dtype: Dtype | None,
+    shard_size: str,
+    force: bool,
 ) -> None:
     """Write what SOURCE has trained for other programs: a run, its config file, a checkpoint, an adapter or a model."""
     from surogate_adapter_lora.export import export

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from surogate_adapter_lora.experts import LoraExperts
 from surogate_adapter_lora.lowrank import add_low_rank, drop
 from surogate_adapter_lora.peft_format import Stored
+from surogate_core.contracts import Storage
 from surogate_core.errors import ModelError
 
 
@@ -129,13 +130,9 @@ def merge_into(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
     """Add the update of each module to its layer's weight: sums in float32, rounded once to the dtype of the weight. Raises
     ModelError for weights that are not held as numbers of their shape."""
     for name, module in modules.items():
-        if isinstance(module, LoraLinear):
-            layer: Any = model.get_submodule(name)
-            weight = layer.weight
-            if weight is not None:
-                module.to(weight.device).bind(layer)
-        else:
-            weight = models.stacked_weight(model, name)
+        weight = weight_at(model, name, module)
+        if isinstance(module, LoraLinear) and weight is not None:
+            module.to(weight.device).bind(model.get_submodule(name))
         a, b = module.get_parameter("lora_A"), module.get_parameter("lora_B")
         if weight is None or not weight.is_floating_point() or weight.shape != (*b.shape[:-1], a.shape[-1]):
             raise ModelError(
@@ -143,6 +140,27 @@ def merge_into(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
             )
         with torch.no_grad():
             weight.copy_(weight.float() + update_of(module.to(weight.device)))
+
+
+def weight_at(model: nn.Module, name: str, module: nn.Module) -> Tensor | None:
+    """The weight under an adapter's module: a layer's, or that of stacked experts; None where a storage holds it."""
+    if not isinstance(module, LoraLinear):
+        return models.stacked_weight(model, name)
+    layer: Any = model.get_submodule(name)
+    return layer.weight
+
+
+def add_before(storage: Storage, module: nn.Module) -> Storage:
+    """The storage, which adds the update of the module to the weight that it is given to pack: a sum in float32, rounded once to
+    the dtype of the weight."""
+    pack = storage.pack
+
+    def add_and_pack(weight: Tensor) -> None:
+        del vars(storage)["pack"]
+        pack((weight.float() + update_of(module.to(weight.device))).to(weight.dtype))
+
+    vars(storage)["pack"] = add_and_pack
+    return storage
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -17,17 +17,27 @@ from pathlib import Path
 
 import surogate_model_transformers as models
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 from torch import Tensor, nn
 
 from surogate_adapter_lora import peft_format
 from surogate_adapter_lora.combine import concatenate
 from surogate_adapter_lora.experts import LoraExperts
-from surogate_adapter_lora.layer import KINDS, LoraLinear, bind, from_stored, merge_into, put_beside, update_of
+from surogate_adapter_lora.layer import (
+    KINDS,
+    LoraLinear,
+    add_before,
+    bind,
+    from_stored,
+    merge_into,
+    put_beside,
+    update_of,
+    weight_at,
+)
 from surogate_adapter_lora.parts import chosen, once, weights_of
 from surogate_adapter_lora.plugin import Options
 from surogate_adapter_lora.targets import refusal
-from surogate_core.contracts import Context, Outline, Site
+from surogate_core.contracts import Context, Outline, Site, Storage
 from surogate_core.errors import ModelError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -81,9 +91,11 @@ class Lora:
     def attach(self, model: nn.Module, modules: Mapping[str, nn.Module], generator: torch.Generator) -> dict[str, nn.Module]:
         """``adapter_path`` is merged into the weights or put beside them; with DoRA the adapters learn their layers, and magnitudes
         start as the norms of their rows. What is trained whole is trained from here on."""
-        if self.first is not None:
-            put = merge_into if self.options.adapter_mode == "merge" else put_beside
-            put(model, from_stored(self.first))
+        if self.first is not None and self.options.adapter_mode == "stack":
+            put_beside(model, from_stored(self.first))
+        elif self.first is not None:  # what is held quantised has it already
+            parts = from_stored(self.first)
+            merge_into(model, {name: part for name, part in parts.items() if weight_at(model, name, part) is not None})
         bind(model, modules)
         with torch.no_grad():
             for module in modules.values():
@@ -94,6 +106,19 @@ class Lora:
             for parameter in weights_of(module).values():
                 parameter.requires_grad_(True)
         return whole
+
+    def over(self, site: Site, storage: Storage) -> Storage:
+        """``adapter_path`` is merged into weights that are to be held quantised while they are read, before they are packed."""
+        if self.first is None or self.options.adapter_mode == "stack":
+            return storage
+        stack, _, number = site.name.rpartition(".")
+        if site.name in self.first.layers:
+            factors = self.first.layers[site.name]
+        elif number.isdigit() and stack in self.first.layers:  # one expert of a stack
+            factors = {key: tensor[int(number)] for key, tensor in self.first.layers[stack].items()}
+        else:
+            return storage
+        return add_before(storage, from_stored(evolve(self.first, layers={site.name: factors}))[site.name])
 
     @functools.cached_property
     def first(self) -> peft_format.Stored | None:

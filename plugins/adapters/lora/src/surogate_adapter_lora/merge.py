@@ -44,7 +44,7 @@ def merge(
     if weights and len(weights) != len(places):
         what = f"{len(weights)} weights for {len(places)} adapters"
         raise Refused(what, where="--weight", how="give one --weight for each --adapter, or none")
-    source = base or _one_base(places)
+    source = base or one_base(places)
     parts = list(zip(map(read, places), weights or [1.0] * len(places), strict=True))
     if len(parts) == 1 and parts[0][1] == 1.0:
         total = parts[0][0]
@@ -55,28 +55,45 @@ def merge(
     if as_adapter:
         put(output, lambda aside: _write_adapter(aside, total, source, own_tokenizer))
         return
+    model, settings, hf_config = on_base(source, total, places)
+    write_model(model, settings, hf_config, own_tokenizer, output, dtype, shard_size)
+
+
+def on_base(source: str, adapter: Stored, places: Sequence[Path]) -> tuple[Any, models.Settings, Any]:
+    """The base model in float32 with an adapter merged into it, its settings and its config. ``places``: what the adapter is made
+    of. Raises ModelError when they do not fit."""
     settings = models.Settings(CoreOptions(model=source, lora=False, model_dtype="fp32", sequence_len=SHORTEST))
     hf_config = models.read_config(settings)
     sites = models.list_sites(models.skeleton(hf_config, settings))
     for place in places:
         adapter_for(place, sites)
     model = models.load_model(hf_config, settings, device="cpu")
-    put_in(model, total.parts, "--adapter")
-    merge_into(model, from_stored(total))
-    write_model(model, settings, hf_config, own_tokenizer, output, dtype, shard_size)
+    put_in(model, adapter.parts, "--adapter")
+    merge_into(model, from_stored(adapter))
+    return model, settings, hf_config
 
 
 def write_model(
-    model: Any, settings: Any, hf_config: Any, tokenizer: Path | None, output: Path, dtype: Dtype | None, shard_size: str | None
+    model: Any,
+    settings: Any,
+    hf_config: Any,
+    tokenizer: Path | None,
+    output: Path,
+    dtype: Dtype | None,
+    shard_size: str | None,
+    pack: Callable[[Any], models.Packed] | None = None,
 ) -> None:
-    """A float32 model, in ``dtype`` (default: bf16 if the model was stored so), with the tokenizer of ``tokenizer`` or its own."""
+    """A float32 model, in ``dtype`` (default: bf16 if the model was stored so), with the tokenizer of ``tokenizer`` or its own.
+    ``pack`` gives the weights that are written quantised."""
     stored = str(getattr(hf_config, "dtype", None)).removeprefix("torch.")
     written = torch.bfloat16 if dtype == "bf16" or (dtype is None and stored == "bfloat16") else torch.float32
     if written != torch.float32:
         model.to(written)
     model.config.dtype = written
     loaded = models.load_processor(settings, tokenizer) or models.load_tokenizer(settings, tokenizer)
-    more = {} if shard_size is None else {"shard_size": shard_size}
+    more: dict[str, Any] = {} if shard_size is None else {"shard_size": shard_size}
+    if pack is not None:
+        more["packed"] = pack(model)
     put(output, lambda aside: models.save_model(model, loaded, aside, **more))
 
 
@@ -103,7 +120,8 @@ def put(output: Path, write_to: Callable[[Path], None]) -> None:
         durable.unlink(old)
 
 
-def _one_base(places: Sequence[Path]) -> str:
+def one_base(places: Sequence[Path]) -> str:
+    """The base model that these adapters name."""
     bases = {str(read_config(place).get("base_model_name_or_path") or ""): place for place in places}
     if len({Path(base).name for base in bases}) > 1:
         raise ModelError(

@@ -148,7 +148,7 @@ def check_plan(plan: Plan, device: str) -> list[Problem]:
         *check_targets(own.lora_target_modules, plan.sites, own.lora_use_dora),
         *(check_router(plan.outline.skeleton) if own.train_router else ()),
         *parts,
-        *check_first(plan.adapter, core.model, plan.sites, plan.adapted()),
+        *check_first(plan.adapter, core.model, plan.outline, plan.adapted()),
     ]
 
 

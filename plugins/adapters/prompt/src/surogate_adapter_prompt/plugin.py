@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
 
@@ -38,14 +38,27 @@ def register_adapters() -> list[Offer]:
 
 @hookimpl
 def check_plan(plan: Plan, device: str) -> list[Problem]:
-    """Virtual tokens and a row have to fit into the model's context."""
+    """Virtual tokens and a row have to fit into the model's context, and be in sight of every position."""
     core = plan.config.core
     if not core.lora or normal_name(core.adapter) not in ("prompt", "prefix"):
         return []
     from surogate_model_transformers import context_length
 
-    context, count = context_length(plan.outline.skeleton.config), plan.config.of(Options).num_virtual_tokens
-    if not context or core.sequence_len + count <= context:
-        return []
-    what = f"sequence_len = {core.sequence_len} and num_virtual_tokens = {count} are longer than the model's context of {context}"
-    return [Problem(what, where="num_virtual_tokens", how=f"set sequence_len to at most {context - count}")]
+    model = plan.outline.skeleton.config
+    problems = []
+    if _has_windows(model):
+        what = "virtual tokens cannot be trained in a model with sliding windows: what is in sight would depend on the position"
+        where, how = f"adapter, model_type {plan.outline.model_type!r}", 'use adapter = "lora" or "bottleneck"'
+        problems.append(Problem(what, where=where, how=how))
+    context, count = context_length(model), plan.config.of(Options).num_virtual_tokens
+    if context and core.sequence_len + count > context:
+        what = f"sequence_len = {core.sequence_len} and num_virtual_tokens = {count} are longer than the context of {context}"
+        problems.append(Problem(what, where="num_virtual_tokens", how=f"set sequence_len to at most {context - count}"))
+    return problems
+
+
+def _has_windows(config: Any) -> bool:
+    """Whether a transformers config has layers with sliding windows. The loaded model is asked once more (``set_tokens``)."""
+    text = config.get_text_config()
+    kinds = getattr(text, "layer_types", None)
+    return any("sliding" in kind for kind in kinds) if kinds else bool(getattr(text, "sliding_window", None))

@@ -34,6 +34,7 @@ _HOMES = {
     "check_head": "loss",
     "set_tokens": "virtual",
     "save_model": "export",
+    "Packed": "export",
 }
 __all__ = list(_HOMES)
 __version__ = "0.1.0.dev0+src"

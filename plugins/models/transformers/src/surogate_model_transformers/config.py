@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from surogate_core.errors import ModelError
+from surogate_model_transformers.held import read_form
 from surogate_model_transformers.plugin import SCALED, Settings
 
 CONFIG_FILES = ("*.json", "*.jinja", "tokenizer.model", "*.tiktoken", "merges.txt", "vocab.txt", "*.py")
@@ -41,8 +42,10 @@ def fetch(settings: Settings, source: str | Path | None = None, patterns: Sequen
 def read_config(settings: Settings) -> Any:
     """The transformers config of ``model`` with ``model_type``, ``rope_scaling`` and ``max_model_len`` applied.
 
+    ``quantization_config`` is on it where the checkpoint is quantised already.
+
     Raises ModelError: no config.json, an unknown or contradicted model type, rows longer than the model's context, a checkpoint
-    that is quantised already, or no weights beside it (unless ``from_scratch``)."""
+    quantised in a form that cannot be read, or no weights beside it (unless ``from_scratch``)."""
     directory = fetch(settings)
     path = directory / "config.json"
     if not path.is_file():
@@ -56,10 +59,8 @@ def read_config(settings: Settings) -> Any:
     except ValueError as error:
         raise ModelError(f"config.json cannot be read: {error}", where=str(path)) from error
     config = _build(raw, _model_type(raw, settings, path), settings, path)
-    if getattr(config, "quantization_config", None):
-        raise ModelError(
-            "the checkpoint's weights are quantised already", str(path), "give the unquantised checkpoint of this model"
-        )
+    if form := read_form(config, directory):
+        config.quantization_config = form
     _apply_rope(config, settings, path)
     if not settings.core.from_scratch and settings.core.model == str(directory):
         weight_files(directory)

@@ -6,7 +6,6 @@ the weights through the hook that it has for quantisers; nothing of that stays o
 
 from __future__ import annotations
 
-import copy
 import functools
 import importlib
 import json
@@ -21,6 +20,7 @@ from surogate_core.errors import ModelError
 from surogate_model_transformers.attention import IMPLEMENTATION
 from surogate_model_transformers.config import PICKLE_FILES, SAFE_FILES, fetch, first_line, weight_files
 from surogate_model_transformers.experts import stacks, take_over
+from surogate_model_transformers.held import Reader, form_of, without_form
 from surogate_model_transformers.hook import Hook, leave_no_trace
 from surogate_model_transformers.plugin import Settings
 from surogate_model_transformers.quiet import quiet
@@ -37,7 +37,7 @@ def skeleton(hf_config: Any, settings: Settings) -> Any:
     try:
         with quiet(), torch.device("meta"):
             return _model_class(hf_config, settings)._from_config(
-                copy.deepcopy(hf_config), dtype=DTYPES[settings.core.model_dtype], attn_implementation=_attention(hf_config)
+                without_form(hf_config), dtype=DTYPES[settings.core.model_dtype], attn_implementation=_attention(hf_config)
             )
     except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
         raise ModelError(
@@ -146,7 +146,7 @@ def _random(hf_config: Any, settings: Settings, prepare: Callable[[Any], object]
     with quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.core.train_seed)
         model = _model_class(hf_config, settings)._from_config(
-            copy.deepcopy(hf_config), dtype=torch.float32, attn_implementation=_attention(hf_config)
+            without_form(hf_config), dtype=torch.float32, attn_implementation=_attention(hf_config)
         )
     if settings.own.init_projections_to_zero:
         _zero_projections(model)
@@ -181,6 +181,7 @@ def _read(
         notice(f"the checkpoint is float16: its weights are converted to {str(dtype).removeprefix('torch.')}")
     slots: list[tuple[Any, str, nn.Module]] = []
     to_pack: dict[str, tuple[Any, str, tuple[int, ...], Callable[[Tensor], None]]] = {}
+    reader = Reader(form) if (form := form_of(hf_config)) and source is None else None
 
     def enter(model: Any) -> None:
         if prepare is None:
@@ -191,6 +192,8 @@ def _read(
             if layer.storage is not None:
                 shape = (layer.out_features, layer.in_features)
                 to_pack[f"{name}.weight"] = (layer, "weight", shape, functools.partial(layer.pack, layer.storage))
+                if reader is not None:
+                    reader.adopters[f"{name}.weight"] = functools.partial(layer.adopt, layer.storage)
             for slot in SLOTS:
                 part = getattr(layer, slot)
                 if isinstance(part, nn.Module):
@@ -219,10 +222,10 @@ def _read(
         with quiet():
             model, report = _model_class(hf_config, settings).from_pretrained(
                 directory,
-                config=copy.deepcopy(hf_config),
+                config=without_form(hf_config),
                 dtype=first,
                 attn_implementation=_attention(hf_config),
-                quantization_config=Hook(enter, pack),
+                quantization_config=Hook(enter, pack, None if reader is None else reader.reading()),
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
                 weights_only=True,
@@ -231,6 +234,8 @@ def _read(
     except Exception as error:  # torch, safetensors and transformers each have their own
         if isinstance(error, ModelError):
             raise
+        if reader is not None and reader.failures:
+            raise reader.failures[0] from error
         raise ModelError(
             f"the weights cannot be read: {type(error).__name__}: {first_line(error)}",
             where=str(directory),
@@ -243,6 +248,8 @@ def _read(
     for module, own, *_ in to_pack.values():
         module.register_parameter(own, None)
     leave_no_trace(model)
+    if reader is not None and (remark := reader.remark(dtype)):
+        notice(remark)
     if first != dtype:
         _cast(model, dtype)
     for layer, slot, part in slots:

@@ -112,7 +112,7 @@ def check_plan(plan: Plan, device: str) -> list[Problem]:
         return []
     from surogate_model_transformers.routing import check_experts
 
-    return check_experts(plan.config.of(Options), plan, device)
+    return [*_check_held(plan), *check_experts(plan.config.of(Options), plan, device)]
 
 
 @hookimpl
@@ -128,6 +128,17 @@ def step_finished(run: RunInfo, record: dict[str, Any]) -> None:
     routing = getattr(run.plan.model_source, "routing", None)
     if routing is not None:
         record.update(routing.take())
+
+
+def _check_held(plan: Plan) -> list[Problem]:
+    """Weights that a checkpoint holds quantised cannot be trained, and there is nothing to start over from."""
+    core, held = plan.config.core, plan.outline.held
+    if held is None or core.lora or core.from_scratch:
+        return []
+    method = held.settings["quant_method"]
+    what = f"the checkpoint's weights are quantised already ({method}): they cannot be trained, only an adapter on top of them"
+    how = "set lora = true, or train what `surogate export MODEL --output DIRECTORY` writes: the same weights as numbers"
+    return [Problem(what, where=f"quantization_config of {core.model}; lora = false", how=how)]
 
 
 def _place(config: Config) -> str:

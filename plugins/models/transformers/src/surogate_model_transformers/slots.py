@@ -55,6 +55,14 @@ class SlotLinear(nn.Linear):
             storage.pack(weight.detach())
         self.register_parameter("weight", None)
 
+    def adopt(self, storage: Storage, tensors: Mapping[str, Tensor]) -> bool:
+        """Hand the tensors of a checkpoint that is quantised already to the storage; whether it has their format."""
+        take = getattr(storage, "adopt", None)
+        if take is None or not take(tensors):
+            return False
+        self.register_parameter("weight", None)
+        return True
+
 
 class Unpacked(torch.autograd.Function):
     """``compute(x, weight, bias)`` with a weight that exists only while it is used: what is kept for the backward pass is x, and

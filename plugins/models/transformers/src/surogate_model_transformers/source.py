@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from surogate_core.contracts import Batch, Context, Outline, Storage
-from surogate_model_transformers import config, experts, export, load, loss, routing, sites, slots, vision
+from surogate_model_transformers import config, experts, export, held, load, loss, routing, sites, slots, vision
 from surogate_model_transformers.plugin import Options, Settings
 
 
@@ -29,7 +29,9 @@ class Transformers:
 
     def outline(self) -> Outline:
         skeleton = load.skeleton(self.hf_config, self.settings)
-        return Outline(model_type=self.hf_config.model_type, sites=sites.list_sites(skeleton), skeleton=skeleton)
+        found, form = sites.list_sites(skeleton), held.form_of(self.hf_config)
+        own = held.held_sites(form, found) if form else None
+        return Outline(model_type=self.hf_config.model_type, sites=found, skeleton=skeleton, held=own)
 
     def tokenizer(self) -> Any:
         return vision.load_processor(self.settings) or config.load_tokenizer(self.settings)

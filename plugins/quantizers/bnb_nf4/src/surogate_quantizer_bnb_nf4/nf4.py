@@ -13,22 +13,26 @@ from __future__ import annotations
 import functools
 import logging
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 from torch import Tensor, nn
 
-from surogate_core.contracts import Context, Site
+from surogate_core.contracts import Context, Held, Site
 from surogate_quantizer_bnb_nf4.plugin import Options
 
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # warns that a kernel not used here is not installed
 
-from bitsandbytes.functional import create_dynamic_map, get_4bit_type  # noqa: E402
+from bitsandbytes.functional import QuantState, create_dynamic_map, get_4bit_type  # noqa: E402
 
 PIECE = 1 << 20
 """Values quantised at once: a multiple of every block size."""
 NESTED = 256
 """Scales that share a scale of their own."""
+BLOCK_KEY = "bnb_4bit_blocksize"
+"""Ours: each weight says its block size itself, and transformers passes the key over; with it the plan knows the bytes."""
 _ops = torch.ops.bitsandbytes
 
 
@@ -62,6 +66,30 @@ class Nf4(nn.Module):
             absmax, self.nested_absmax = _ops.quantize_blockwise(absmax - self.nested_offset, dynamic, NESTED)
         self.absmax = absmax
 
+    def adopt(self, tensors: Mapping[str, Tensor]) -> bool:
+        """Take the tensors of a layer of a bitsandbytes checkpoint as they are."""
+        rest = {name.removeprefix("weight."): tensor for name, tensor in tensors.items() if name != "weight"}
+        if "quant_state.bitsandbytes__nf4" not in rest:
+            return False
+        weight, state = tensors["weight"], QuantState.from_dict(rest, tensors["weight"].device)
+        if (tuple(state.shape), state.blocksize, state.nested) != (self.shape, self.block, self.nested):
+            return False
+        if weight.numel() != self.weight.numel() or state.absmax.numel() != self.absmax.numel():
+            return False
+        self.weight, self.absmax = weight.view(torch.uint8).reshape(-1, 1), state.absmax
+        if self.nested:
+            self.nested_absmax, self.nested_offset = state.state2.absmax, state.offset
+        return True
+
+    def exported(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """The tensors of a layer as bitsandbytes saves them, by the ends of their names; ``dtype`` is that of the weight."""
+        state = QuantState(self.absmax, torch.Size(self.shape), get_4bit_type("nf4", self.weight.device), self.block, "nf4", dtype)
+        if self.nested:
+            levels = _dynamic_map(self.absmax.device)
+            state.nested, state.offset = True, self.nested_offset
+            state.state2 = QuantState(self.nested_absmax, code=levels, blocksize=NESTED, dtype=torch.float32)
+        return {"weight": self.weight, **{f"weight.{name}": tensor for name, tensor in state.as_dict(packed=True).items()}}
+
     def unpack(self, dtype: torch.dtype) -> Tensor:
         absmax = self.absmax
         if self.nested:
@@ -85,12 +113,36 @@ def _dynamic_map(device: torch.device) -> Tensor:
 
 @frozen(kw_only=True)
 class Quantizer:
-    """See :class:`surogate_core.contracts.Quantizer`."""
+    """See :class:`surogate_core.contracts.Quantizer`. ``held``: of a checkpoint that is in this format already."""
 
     options: Options
+    held: Held | None = None
 
     def claim(self, site: Site) -> str | None:
-        return None
+        return None if self.held is None or site.name in self.held.sites else "not quantised in the checkpoint"
+
+    def reading(self, held: Held) -> Quantizer | None:
+        """Checkpoints of bitsandbytes in NF4."""
+        settings = held.settings
+        if settings.get("quant_method") != "bitsandbytes" or settings.get("bnb_4bit_quant_type") != "nf4":
+            return None
+        double = bool(settings.get("bnb_4bit_use_double_quant"))
+        options = evolve(self.options, qlora_bnb_block_size=settings.get(BLOCK_KEY, 64), qlora_bnb_double_quant=double)
+        return evolve(self, held=held, options=options)
+
+    def exported_config(self, plain: Sequence[str], dtype: torch.dtype) -> dict[str, Any]:
+        """``quantization_config`` of a model whose linear layers are in this format, but those called ``plain``."""
+        precision = str(dtype).removeprefix("torch.")
+        return {
+            "quant_method": "bitsandbytes",
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_use_double_quant": self.options.qlora_bnb_double_quant,
+            "bnb_4bit_compute_dtype": precision,
+            "bnb_4bit_quant_storage": "uint8",
+            "llm_int8_skip_modules": list(plain),
+            BLOCK_KEY: self.options.qlora_bnb_block_size,
+        }
 
     def storage(self, site: Site) -> Nf4:
         return Nf4(site.shape, self.options.qlora_bnb_block_size, self.options.qlora_bnb_double_quant)

@@ -6,13 +6,14 @@ at the edges are smaller. Square tiles make the format of a transposed weight th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 from torch import Tensor, nn
 
-from surogate_core.contracts import Context, Site
+from surogate_core.contracts import Context, Held, Site
 from surogate_quantizer_fp8_block.plugin import Options
 
 LARGEST = 448.0
@@ -46,6 +47,16 @@ class Tiles(nn.Module):
             self.weight[at] = (piece / self._spread(scale, piece)).clamp_(-LARGEST, LARGEST).to(torch.float8_e4m3fn)
         self.weight_scale_inv = scales
 
+    def adopt(self, tensors: Mapping[str, Tensor]) -> bool:
+        """Take ``weight`` and ``weight_scale_inv`` of a checkpoint as they are."""
+        found = {name: tensors.get(name) for name in ("weight", "weight_scale_inv")}
+        if any(tensor is None or tensor.shape != getattr(self, name).shape for name, tensor in found.items()):
+            return False
+        if tensors["weight"].dtype != torch.float8_e4m3fn:
+            return False
+        self.weight, self.weight_scale_inv = tensors["weight"], tensors["weight_scale_inv"].float()
+        return True
+
     def unpack(self, dtype: torch.dtype) -> Tensor:
         found = torch.empty(self.weight.shape, dtype=dtype, device=self.weight.device)
         for at, tiles in self._pieces():
@@ -73,12 +84,21 @@ class Tiles(nn.Module):
 
 @frozen(kw_only=True)
 class Quantizer:
-    """See :class:`surogate_core.contracts.Quantizer`."""
+    """See :class:`surogate_core.contracts.Quantizer`. ``held``: of a checkpoint that is in this format already."""
 
     options: Options
+    held: Held | None = None
 
     def claim(self, site: Site) -> str | None:
-        return None
+        return None if self.held is None or site.name in self.held.sites else "not quantised in the checkpoint"
+
+    def reading(self, held: Held) -> Quantizer | None:
+        """Checkpoints in "fine-grained fp8" with square tiles."""
+        sides: Any = held.settings.get("weight_block_size") or (0, 1)
+        rows, columns = sides
+        if held.settings.get("quant_method") != "fp8" or rows != columns:
+            return None
+        return evolve(self, held=held, options=evolve(self.options, qlora_block_size=rows))
 
     def storage(self, site: Site) -> Tiles:
         return Tiles(site.shape, self.options.qlora_block_size)

@@ -6,15 +6,15 @@ some rows at a time, with the absmax of the whole matrix, so that its float32 co
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 import torch.nn.functional as F
-from attrs import frozen
+from attrs import evolve, frozen
 from surogate_native_nvfp4 import BLOCK, formats, quantise
 from torch import Tensor, nn
 
-from surogate_core.contracts import Context, Site
+from surogate_core.contracts import Context, Held, Site
 from surogate_quantizer_nvfp4.plugin import Options
 
 PIECE = 1 << 19
@@ -48,6 +48,17 @@ class Nvfp4(nn.Module):
             self.weight[at], self.weight_scale[at] = blocks.packed(), blocks.scale_bytes()
             self.weight_scale_2 = blocks.decode
 
+    def adopt(self, tensors: Mapping[str, Tensor]) -> bool:
+        """Take ``weight``, ``weight_scale`` and ``weight_scale_2`` of a checkpoint as they are."""
+        names = ("weight", "weight_scale", "weight_scale_2")
+        if not all(name in tensors and tensors[name].numel() == getattr(self, name).numel() for name in names):
+            return False
+        if tensors["weight"].shape != self.weight.shape or tensors["weight_scale"].shape != self.weight_scale.shape:
+            return False
+        self.weight, self.weight_scale = tensors["weight"].view(torch.uint8), tensors["weight_scale"]
+        self.weight_scale_2 = tensors["weight_scale_2"].float().reshape(())
+        return True
+
     def unpack(self, dtype: torch.dtype) -> Tensor:
         codes = torch.arange(256, dtype=torch.uint8, device=self.weight.device)
         pairs = formats.e2m1_values(formats.unpack(codes[:, None]))  # (256, 2): the two values of a byte
@@ -65,12 +76,17 @@ class Nvfp4(nn.Module):
 
 @frozen(kw_only=True)
 class Quantizer:
-    """See :class:`surogate_core.contracts.Quantizer`."""
+    """See :class:`surogate_core.contracts.Quantizer`. ``held``: of a checkpoint that is in this format already."""
 
     options: Options
+    held: Held | None = None
 
     def claim(self, site: Site) -> str | None:
-        return None
+        return None if self.held is None or site.name in self.held.sites else "not quantised in the checkpoint"
+
+    def reading(self, held: Held) -> Quantizer | None:
+        """Checkpoints of ModelOpt."""
+        return evolve(self, held=held) if held.settings.get("quant_algo") == "NVFP4" else None
 
     def storage(self, site: Site) -> Nvfp4:
         return Nvfp4(site.shape, self.options.qlora_four_over_six)

@@ -1,0 +1,47 @@
+"""The whole matrix with ``make prove``; what it found is kept in ``docs/proof/matrix.json`` and always checked."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from surogate_command_matrix.matrix import cells
+
+from surogate_core.host import load_host
+
+HERE = Path(__file__).resolve()
+RESULTS = HERE.parents[2] / "docs" / "proof" / "matrix.json"
+
+
+def check(kept: dict) -> None:
+    assert kept
+    for name, one in kept.items():
+        assert one["planned"], f"{name}: the plan said otherwise"
+        if "losses" in one:
+            first, second = one["losses"]
+            assert math.isfinite(first), name
+            assert math.isfinite(second), name
+            assert first != second, f"{name}: nothing was trained"
+        else:
+            assert one["refused"], name
+
+
+def test_the_kept_results() -> None:
+    kept = json.loads(RESULTS.read_text())
+    wanted = {" × ".join((cell.adapter, cell.quantizer, cell.recipe, cell.kind)) for cell in cells(load_host())}
+    assert wanted <= kept.keys()
+    check(kept)
+
+
+@pytest.mark.prove
+@pytest.mark.skipif(not os.environ.get("SUROGATE_PROVE"), reason="SUROGATE_PROVE is not set: it takes a quarter of an hour")
+def test_every_cell() -> None:
+    command = [sys.executable, str(HERE.with_name("matrix.py")), "--results", str(RESULTS)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    check(json.loads(RESULTS.read_text()))
