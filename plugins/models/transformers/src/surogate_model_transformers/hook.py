@@ -29,6 +29,10 @@ def leave_no_trace(model: Any) -> None:
         del model._weight_conversions  # it is saved as numbers, under the names of its family
 
 
+READS = hasattr(HfQuantizer, "serialized_names")
+"""Whether this version of transformers has what reading quantised checkpoints needs: 5.23 has, 5.17 does not."""
+
+
 @frozen
 class Reading:
     """How a checkpoint that is quantised already is read. ``names``: parameter → the ends of the names of the tensors that hold it.
@@ -80,9 +84,9 @@ class _Quantizer(HfQuantizer):
     def get_weight_conversions(self) -> list[Any]:
         return [WeightConverter(list(names), own, [_Read(self)]) for own, names in self.serialized_names.items()]
 
-    def update_weight_conversions(self, weight_conversions: list[Any], model: Any) -> list[Any]:
-        """What is packed is packed last: a stack of experts is read expert by expert."""
-        updated = super().update_weight_conversions(weight_conversions, model)
+    def update_weight_conversions(self, weight_conversions: list[Any], *model: Any) -> list[Any]:
+        """What is packed is packed last: a stack of experts is read expert by expert. transformers 5.17 gives no model."""
+        updated = super().update_weight_conversions(weight_conversions, *model)
         for converter in updated if self.reading else ():
             if isinstance(converter, WeightConverter):
                 converter.operations = [*converter.operations, _PackWhole(self.quantization_config.pack)]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 
 from surogate_core.errors import ModelError
@@ -21,7 +22,7 @@ from surogate_model_transformers.attention import IMPLEMENTATION
 from surogate_model_transformers.config import PICKLE_FILES, SAFE_FILES, fetch, first_line, weight_files
 from surogate_model_transformers.experts import stacks, take_over
 from surogate_model_transformers.held import Reader, form_of, without_form
-from surogate_model_transformers.hook import Hook, leave_no_trace
+from surogate_model_transformers.hook import READS, Hook, leave_no_trace
 from surogate_model_transformers.plugin import Settings
 from surogate_model_transformers.quiet import quiet
 from surogate_model_transformers.sites import blocks
@@ -181,9 +182,17 @@ def _read(
         notice(f"the checkpoint is float16: its weights are converted to {str(dtype).removeprefix('torch.')}")
     slots: list[tuple[Any, str, nn.Module]] = []
     to_pack: dict[str, tuple[Any, str, tuple[int, ...], Callable[[Tensor], None]]] = {}
+    shapes: dict[str, torch.Size] = {}
     reader = Reader(form) if (form := form_of(hf_config)) and source is None else None
+    if reader is not None and not READS:
+        raise ModelError(
+            f"a checkpoint that is quantised already cannot be read with transformers {transformers.__version__}",
+            where=str(directory),
+            how="pip install 'transformers >= 5.23'",
+        )
 
     def enter(model: Any) -> None:
+        shapes.update((name, parameter.shape) for name, parameter in model.named_parameters())
         if prepare is None:
             return
         with torch.device("cpu"):  # what a recipe makes here is real; only the model is on the meta device
@@ -241,9 +250,9 @@ def _read(
             where=str(directory),
             how="check that the files are complete; download or copy them again",
         ) from error
-    wrong = [
-        name for name, (module, own, *_) in to_pack.items() if (left := getattr(module, own)) is not None and left.numel()
-    ]  # the loader does not compare these shapes
+    wrong = [name for name, (module, own, *_) in to_pack.items() if (left := getattr(module, own)) is not None and left.numel()]
+    # with a quantiser in it, the loader compares no shapes before transformers 5.23
+    wrong += [name for name, own in model.named_parameters() if name not in to_pack and own.shape != shapes.get(name, own.shape)]
     _check({**report, "mismatched_keys": [*report.get("mismatched_keys", ()), *wrong]}, directory)
     for module, own, *_ in to_pack.values():
         module.register_parameter(own, None)
