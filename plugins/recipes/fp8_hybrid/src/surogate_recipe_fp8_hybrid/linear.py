@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
-from surogate_native_fp8 import cast_transpose, scaled_mm, update_scales
+from surogate_native_fp8 import cast_transpose, current_scale, scaled_mm, update_scales
 from surogate_native_fp8.reference import E4M3, E5M2, LARGEST
 from torch import Tensor, nn
 
@@ -105,7 +105,7 @@ class Fp8Linear(nn.Module):
         if self._has_history(row):
             scale, inverse = self.scale[row : row + 1], self.inverse[row, :1]
         else:
-            scale = _current_scale(x, LARGEST[FORMATS[row]])
+            scale = current_scale(x, FORMATS[row])
             inverse = 1 / scale
         amax = x.new_zeros(1, dtype=torch.float32)
         q, turned = cast_transpose(x, scale, amax, e5m2=e5m2, transpose=transpose and self.native, kernels=self.kernels)
@@ -157,11 +157,3 @@ class _Linear(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             dw = scaled_mm(dy8.columns, ctx.x8, dy8.inverse, ctx.inverse, w_dtype, native=layer.native)[:n, :k]
         return dx, dw, None
-
-
-def _current_scale(x: Tensor, largest: float) -> Tensor:
-    """(1,) float32: what puts the largest value of x on the format's largest; 1 where x is all zero or not finite."""
-    amax = x.abs().amax().float().reshape(1) if x.numel() else x.new_zeros(1, dtype=torch.float32)
-    # A number over a tensor would be its reciprocal times the number: a bit away from what update_scales makes of the same amax.
-    fresh = (torch.full_like(amax, largest) / amax).clamp(max=torch.finfo(torch.float32).max)
-    return torch.where((amax > 0) & amax.isfinite(), fresh, torch.ones_like(fresh))
