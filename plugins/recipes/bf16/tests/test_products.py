@@ -1,4 +1,4 @@
-"""Each row of the dispatch table against float64 products of operands rounded by ml_dtypes; which dtypes go with which; refusals."""
+"""Each row of the dispatch table against float64 products of operands rounded by ml_dtypes; refusals; notices."""
 
 from __future__ import annotations
 

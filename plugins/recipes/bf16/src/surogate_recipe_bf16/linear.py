@@ -1,5 +1,5 @@
-"""All three GEMMs of every linear layer in the dtype of the weights, with torch's own accumulation (float32 for bfloat16), or in the
-dtypes that ``matmul_dtype`` and ``gradient_dtype`` name."""
+"""All three GEMMs of every linear layer in the dtype of the weights, with torch's own accumulation (float32 for bfloat16), or in
+the dtypes that ``matmul_dtype`` and ``gradient_dtype`` name."""
 
 from __future__ import annotations
 

@@ -4,9 +4,9 @@
     dx = dy · W         dy in ``backward``
     dW = dy^T · x       dy in ``backward``
 
-"fp32" and "bf16" convert both operands; sums are float32. The FP8 products pair E4M3 with E4M3 forward and E5M2 (dy) with E4M3 (W or
-x) backward, each tensor scaled by its own largest value; sizes that FP8 products cannot divide are padded with zeros. Results have
-the dtype that came in, rounded once.
+"fp32" and "bf16" convert both operands; sums are float32. The FP8 products pair E4M3 with E4M3 forward and E5M2 (dy) with E4M3 (W
+or x) backward, each tensor scaled by its own largest value; sizes that FP8 products cannot divide are padded with zeros. Results
+have the dtype that came in, rounded once.
 """
 
 from __future__ import annotations

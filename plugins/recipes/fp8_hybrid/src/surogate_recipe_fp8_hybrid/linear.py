@@ -53,6 +53,20 @@ class Hybrid:
     def linear(self, site: Site) -> Fp8Linear:
         return Fp8Linear(self.options.fp8_amax_history, self.native, self.kernels)
 
+    @property
+    def bounds(self) -> dict[str, float]:
+        """For ``surogate recipe report``. E5M2 has 0.053 on normal values; with more, a scale does not fit its tensor."""
+        return {"operand": 0.08, "loss": 0.005}
+
+    def operands(self, compute: Fp8Linear, x: Tensor, weight: Tensor, dy: Tensor) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+        """X, W and dY as :class:`Fp8Linear` would round them now: (exact, what the products see, whether it is clipped)."""
+        found = {}
+        for row, (name, exact) in enumerate((("x", x), ("W", weight), ("dy", dy))):
+            made = compute.quantise(row, exact, transpose=False)
+            seen = made.rows[: exact.shape[0], : exact.shape[1]].float() * made.inverse
+            found[name] = exact, seen, exact.abs().float() > LARGEST[FORMATS[row]] * made.inverse
+        return found
+
     def stepped(self, computes: Mapping[str, nn.Module]) -> None:
         """New scales from the maxima that the step staged."""
         if not computes:
