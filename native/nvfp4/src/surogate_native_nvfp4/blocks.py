@@ -139,8 +139,10 @@ def _choose(cells: Tensor, raw: Tensor, decode: Tensor, metric: Metric, square: 
     error = (grid * (both * decode)[:, :, None]).sub_(cells)
     if metric == "mse":
         error = _tree(error.mul_(error), 2)
+    elif metric == "mae":
+        error = _tree(error.abs_(), 2)
     else:
-        error = _tree(error.abs_(), 2) if metric == "mae" else error.abs_().amax(2)
+        error = error.abs_().amax(2)
     if square:
         error = _over_rows(error.flatten(0, 1), torch.amax if metric == "abs_max" else _tree).view(both.shape)
     better = error[1] < error[0]
