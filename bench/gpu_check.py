@@ -2,14 +2,15 @@
 
     make gpu-check                      # or: python bench/gpu_check.py [--seconds 480] [--results DIRECTORY]
 
-1. Builds every kernel for this GPU and compares it with its definition: fresh random inputs, poisoned outputs, odd shapes, large ones.
+1. Builds every kernel for this GPU and compares it with its definition: fresh random inputs, poisoned outputs, odd shapes and a
+   large one.
 2. Trains every recipe for some steps as the GPU computes it and emulated, from the same weights on the same rows.
-3. Times every kernel at a large shape: microseconds, GB/s or TFLOP/s, share of the roofline (the copy rate measured here; for products
-   the dense peak of the data sheet), ratio to what a user would have otherwise.
+3. Times every kernel at a large shape: microseconds, GB/s or TFLOP/s, share of the roofline (the copy rate measured here; for
+   products the dense peak of the data sheet), ratio to what a user would have otherwise.
 
 A table comes last, everything in bench/results/<date>-<gpu>.json. What does not fit into the time is left out and said to be. Exit
-code 1 where something differs. Without a GPU the kernels' bodies run on the host as C++, recipes train emulated, nothing is timed, and
-it says that it was not run on a GPU.
+code 1 where something differs. Without a GPU the kernels' bodies run on the host as C++, recipes train emulated, nothing is timed,
+and it says that it was not run on a GPU.
 """
 
 from __future__ import annotations
@@ -146,10 +147,11 @@ def recipe(name: str, backend: str, place: Path, wide: int) -> list[float]:
 
 def recipes(device: str, budget: Budget) -> list[dict[str, Any]]:
     """Every installed recipe as the machine computes it, beside its emulation."""
+    from surogate_model_transformers.testing import tiny_model
+
     from surogate_core.host import load_host
     from surogate_core.offers import capability
     from surogate_core.testing import write_rows
-    from surogate_model_transformers.testing import tiny_model
 
     wide = 512 if device == "cuda" else 64
     found = []

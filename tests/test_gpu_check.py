@@ -76,7 +76,10 @@ def test_a_wrong_kernel_and_a_recipe_that_fails_end_with_1(
 
 def test_a_recipe_is_trained_emulated(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(script, "STEPS", 3)
-    found = {one["recipe"]: one for one in script.recipes("cpu", script.Budget(600))}
-    assert found["fp8_hybrid"]["good"], found
-    assert len(found["fp8_hybrid"]["emulated"]) == 3
-    assert found["nvfp4"]["result"] == "emulated, its loss falls: sm_100+ is not here"
+    budget = script.Budget(600)
+    monkeypatch.setattr(budget, "spent", iter([True, False, True, True]).__next__)  # time for the second recipe alone
+    found = [one for one in script.recipes("cpu", budget) if "emulated" in one]
+    assert [one["recipe"] for one in found] == ["fp8_hybrid"]
+    assert found[0]["result"] == "emulated, its loss falls: sm_89+ is not here"
+    assert found[0]["good"]
+    assert len(found[0]["emulated"]) == 3

@@ -1,7 +1,7 @@
 """What a kernel family declares about each of its kernels, so that one command can check and time them all.
 
-A family ``surogate_native_X`` has a module ``checks`` with ``CHECKS``, a sequence of :class:`Check`. On a GPU its kernels run there;
-elsewhere their bodies run on the host, as C++.
+A family ``surogate_native_X`` has a module ``checks`` with ``CHECKS``, a sequence of :class:`Check`. On a GPU its kernels run
+there; elsewhere their bodies run on the host, as C++.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _differ(one: Tensor, other: Tensor, close: float) -> str | None:
 
 @contextlib.contextmanager
 def poisoned() -> Iterator[None]:
-    """Memory that torch hands out without writing to it holds not-a-number, or the largest integer: what a kernel leaves out shows."""
+    """Memory that torch hands out without writing to it holds not-a-number, or the largest integer: what is left out shows."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:

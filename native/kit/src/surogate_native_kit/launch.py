@@ -1,4 +1,4 @@
-"""Kernels on the current CUDA device and torch's current stream, through cuda.core; for tensors on the CPU, their bodies on the host.
+"""Kernels on the current CUDA device and torch's current stream, through cuda.core; on the CPU, their bodies on the host.
 
 Nothing here has been run on a GPU by the tests of this package: they have none. They check everything up to the launch itself.
 """

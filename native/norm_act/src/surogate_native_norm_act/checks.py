@@ -24,8 +24,7 @@ def _numbers(found: Sequence[Tensor]) -> Sequence[Tensor]:
 
 
 def _norm_inputs(dtype: torch.dtype, shape: Shape, draw: Callable[..., Tensor]) -> Sequence[Tensor]:
-    rows, columns = shape
-    return (*(draw(*shape).to(dtype) for _ in range(2)), draw(columns).to(dtype), torch.tensor([50.0]), torch.tensor([0.5]))
+    return (*(draw(*shape).to(dtype) for _ in range(2)), draw(shape[1]).to(dtype), torch.tensor([50.0]), torch.tensor([0.5]))
 
 
 def _norm(side: ModuleType, x: Tensor, residual: Tensor, weight: Tensor, scale: Tensor, amax: Tensor) -> Sequence[Tensor]:

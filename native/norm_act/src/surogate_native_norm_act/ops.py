@@ -1,4 +1,4 @@
-"""The ops: ``torch.ops.surogate_norm_act``, by the kernel on a GPU and by the definition elsewhere; shapes alone for meta tensors."""
+"""The ops: ``torch.ops.surogate_norm_act``, by the kernel on a GPU and by the definition elsewhere; meta tensors get shapes."""
 
 from __future__ import annotations
 

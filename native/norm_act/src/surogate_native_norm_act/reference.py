@@ -1,8 +1,8 @@
 """What the kernels compute, in plain torch on any device. Sums may be taken in another order by a kernel.
 
-Inputs are bfloat16 or float32, arithmetic is float32. Where an op may emit: ``scale`` (1,) float32 asks for a copy of the result in
-E4M3, cast(result · scale), ``amax`` (1,) float32 becomes the larger of itself and the largest magnitude of the result; either may be
-None, and without ``scale`` the copy is empty.
+Inputs are bfloat16 or float32, arithmetic is float32. Where an op may emit: ``scale`` (1,) float32 asks for a copy of the
+result in E4M3, cast(result · scale), ``amax`` (1,) float32 becomes the larger of itself and the largest magnitude of the result;
+either may be None, and without ``scale`` the copy is empty.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def swiglu_backward(both: Tensor, dh: Tensor) -> Tensor:
 
 
 def head_rotary(x: Tensor, weight: Tensor, cosine: Tensor, sine: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-    """x (T, heads, D), weight (D,), cosine and sine (T, D) float32 → each head normed, and turned to its position; rstd (T, heads)."""
+    """x (T, heads, D), weight (D,), cosine and sine (T, D) float32 → each head normed and turned to its place; rstd (T, heads)."""
     wide = x.float()
     rstd = (wide.square().mean(-1) + epsilon).rsqrt()
     z = ((wide * rstd[..., None]).to(x.dtype) * weight).float()

@@ -1,4 +1,4 @@
-// E2M1 from float32, the value of an E4M3 code, and Philox4x32-10: what formats.py and draws.py define, for a thread. Also plain C++:
+// E2M1 from float32, and Philox4x32-10: what formats.py and draws.py define, for a thread. Also plain C++:
 // the integer forms are what is tested on the host for every bfloat16; Blackwell (sm_100a, sm_120a) rounds to E2M1 by an instruction.
 #pragma once
 #include "surogate_fp8.h"
@@ -60,12 +60,6 @@ SUROGATE_INLINE uint8_t e2m1_pair(float low, float high) {
 #else
     return uint8_t(e2m1_code(e2m1(low)) | e2m1_code(e2m1(high)) << 4);
 #endif
-}
-
-SUROGATE_INLINE float e4m3_value(uint8_t code) {
-    if (code == 0x7f) return __uint_as_float(0x7fc00000u);
-    const uint32_t exponent = code >> 3, fraction = code & 7u;
-    return exponent ? __uint_as_float((exponent + 120u) << 23 | fraction << 20) : float(fraction) * 0.001953125f;
 }
 
 // Four words of 32 random bits for counter (index, 0, step).
