@@ -45,7 +45,7 @@ def test_a_product_is_built_once_for_its_architecture(place: Path) -> None:
 
 
 def test_what_fails_shows_the_compilers_words_and_leaves_nothing(place: Path) -> None:
-    with pytest.raises(PluginError, match="broken.cu does not compile for sm_90a") as caught:
+    with pytest.raises(PluginError, match=r"broken\.cu does not compile for sm_90a") as caught:
         nvcc.product(Source(place / "broken.cu"), "sm_90a")
     assert "expected a declaration" in caught.value.problems[0].how
     assert list(cache.directory().iterdir()) == []

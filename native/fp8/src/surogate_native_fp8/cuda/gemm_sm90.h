@@ -1,8 +1,8 @@
 // D (M, N) bfloat16 = alpha · A (M, K) · B (N, K)^T for FP8 operands on Hopper's matrix units (sm_90a): CUTLASS, TMA, two consumer warp
-// groups that take turns (ping-pong), float32 sums. alpha is the product of the two inverse scales, each a float32 on the device.
+// groups, float32 sums. alpha is the product of the two inverse scales, each a float32 on the device.
 //
-// A and B have K contiguous, K and N divisible by 16. A source defines ELEMENT_A, SCHEDULE and the NAME of its functions, one
-// instantiation a source: each takes nvcc half a minute and 3 GB. It has not been run on a GPU; the recipes multiply through cuBLASLt.
+// A and B have K contiguous, K and N divisible by 16. A source defines ELEMENT_A, SCHEDULE, EPILOGUE and the NAME of its functions,
+// one instantiation a source: each takes nvcc half a minute and 3 GB. It has not been run on a GPU; the recipes multiply through cuBLASLt.
 #pragma once
 #include "cute/tensor.hpp"
 #include "cutlass/cutlass.h"
@@ -26,7 +26,7 @@ constexpr int ALIGNMENT = 16, ALIGNMENT_OUT = 8;
 
 using Epilogue = cutlass::epilogue::collective::CollectiveBuilder<
     Arch, Class, Tile, Cluster, cutlass::epilogue::collective::EpilogueTileAuto, float, float, void, cutlass::layout::RowMajor,
-    ALIGNMENT_OUT, Out, cutlass::layout::RowMajor, ALIGNMENT_OUT, cutlass::epilogue::TmaWarpSpecialized>::CollectiveOp;
+    ALIGNMENT_OUT, Out, cutlass::layout::RowMajor, ALIGNMENT_OUT, EPILOGUE>::CollectiveOp;
 using Mainloop = cutlass::gemm::collective::CollectiveBuilder<
     Arch, Class, ElementA, cutlass::layout::RowMajor, ALIGNMENT, ElementB, cutlass::layout::ColumnMajor, ALIGNMENT, float, Tile, Cluster,
     cutlass::gemm::collective::StageCountAutoCarveout<static_cast<int>(sizeof(typename Epilogue::SharedStorage))>, SCHEDULE>::CollectiveOp;
