@@ -40,8 +40,8 @@ def _operands(dtype: torch.dtype, shape: Shape, draw: Callable[..., Tensor]) -> 
     return cast(a * scales[0], dtype), cast(b * scales[1], E4M3), 1 / scales[0], 1 / scales[1]
 
 
-def _product(native: bool, *given: Tensor) -> Sequence[Tensor]:
-    return (ops.scaled_mm(*given, torch.bfloat16, native=native),)  # type: ignore[misc]
+def _product(native: bool, a: Tensor, b: Tensor, inverse_a: Tensor, inverse_b: Tensor) -> Sequence[Tensor]:
+    return (ops.scaled_mm(a, b, inverse_a, inverse_b, torch.bfloat16, native=native),)
 
 
 def _bf16(a: Tensor, b: Tensor, inverse_a: Tensor, inverse_b: Tensor) -> Sequence[Tensor]:

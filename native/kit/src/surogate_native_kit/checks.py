@@ -32,7 +32,7 @@ class Check:
     large      the shape that is timed on a GPU
     traffic    bytes that have to be read and written for a shape
     flops      operations of a shape for a matrix product; 0 for what memory bounds
-    close      largest relative error (Frobenius) of a result; 0: every byte is equal
+    close      largest relative error (Frobenius), of all results or of each; 0: every byte is equal
     baseline   what a user would have otherwise, with its name
     on_host    whether the kernel's body can run on the host; a library's cannot
     """
@@ -45,7 +45,7 @@ class Check:
     large: Shape
     traffic: Callable[[Shape], int]
     flops: Callable[[Shape], int] = lambda shape: 0
-    close: float = 0.0
+    close: float | Sequence[float] = 0.0
     baseline: tuple[str, Run] | None = field(default=None)
     on_host: bool = True
 
@@ -59,7 +59,7 @@ class Check:
         for number, (one, other) in enumerate(zip(found, wanted, strict=True)):
             if (one.shape, one.dtype) != (other.shape, other.dtype):
                 return f"result {number} is {tuple(one.shape)} {one.dtype}, not {tuple(other.shape)} {other.dtype}"
-            if said := _differ(one, other, self.close):
+            if said := _differ(one, other, self.close if isinstance(self.close, float) else self.close[number]):
                 return f"result {number}: {said}"
         return None
 

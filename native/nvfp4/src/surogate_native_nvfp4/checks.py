@@ -35,17 +35,22 @@ def _reference(square: bool, four: bool, drawn: bool, x: Tensor, amax: Tensor, s
     return made.packed(), formats.swizzle(made.scale_bytes()).view(torch.uint8), made.scaled().to(torch.bfloat16).contiguous()
 
 
-CHECKS = tuple(
-    Check(
+def _check(dtype: torch.dtype, square: bool, four: bool, drawn: bool) -> Check:
+    return Check(
         name=kernel.name_of(dtype, square=square, four_over_six=four, drawn=drawn),
         inputs=functools.partial(_matrix, dtype),
         kernel=functools.partial(_kernel, square, four, drawn),
         reference=functools.partial(_reference, square, four, drawn),
         shapes=((1, 1), (17, 33), (130, 80), (200, 16)),
         large=(8192, 8192),
-        traffic=lambda shape, size=dtype.itemsize: shape[0] * shape[1] * (16 * size + 8 + 1 + 32) // 16,  # type: ignore[misc]
+        traffic=lambda shape: shape[0] * shape[1] * (16 * dtype.itemsize + 8 + 1 + 32) // 16,
         baseline=("torch", functools.partial(_reference, square, four, drawn)),
     )
-    for dtype, square, four, drawn in itertools.product((torch.bfloat16, torch.float32), *[(False, True)] * 3)
+
+
+CHECKS = tuple(
+    _check(dtype, square, four, drawn)
+    for dtype in (torch.bfloat16, torch.float32)
+    for square, four, drawn in itertools.product((False, True), repeat=3)
     if not (square and drawn)
 )

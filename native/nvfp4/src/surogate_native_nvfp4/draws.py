@@ -48,8 +48,8 @@ def _words_on_cpu(counters: int, key: tuple[int, int], step: int) -> NDArray[np.
     found = np.empty((counters, 4), dtype=np.int64)
     for start in range(0, counters, CHUNK):
         size = min(CHUNK, counters - start)
-        zero, one = np.arange(start, start + size, dtype=np.uint32), np.uint32(0)
-        two, three = np.full(size, step & WORD, dtype=np.uint32), np.uint32(step >> 32 & WORD)
+        zero, one = np.arange(start, start + size, dtype=np.uint32), np.zeros(size, dtype=np.uint32)
+        two, three = (np.full(size, word & WORD, dtype=np.uint32) for word in (step, step >> 32))
         first, second = key
         for _ in range(10):
             left, right = (
