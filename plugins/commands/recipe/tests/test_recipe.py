@@ -14,6 +14,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from surogate_command_recipe import figures, measure
+from surogate_loop_standard.loop import accumulate
 from surogate_model_transformers import testing as models_testing
 from surogate_recipe_fp8_hybrid.linear import Hybrid
 
@@ -23,7 +24,6 @@ from surogate_core.cli.main import main
 from surogate_core.config import load
 from surogate_core.host import load_host
 from surogate_core.plan import make_plan
-from surogate_core.train.loop import accumulate
 from surogate_core.train.setup import build
 
 TEXT = [{"text": f"{number} and then " * (1 + number % 5)} for number in range(80)]

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
+from surogate_loop_standard.loop import accumulate, clip
+from surogate_loop_standard.schedules import learning_rate
 from torch import Tensor, nn
 
 from surogate_command_recipe.figures import Layer, Operand, Report, Training, cosine, relative_error
@@ -25,8 +27,6 @@ from surogate_command_recipe.probe import Probed
 from surogate_core.contracts import Batches, Step
 from surogate_core.errors import PlanError
 from surogate_core.plan import Plan, make_plan
-from surogate_core.train.loop import accumulate, clip
-from surogate_core.train.schedules import learning_rate
 from surogate_core.train.setup import Trainee, bind_optimizer, build
 
 if TYPE_CHECKING:
