@@ -28,14 +28,10 @@ def rotate(x: Tensor, signs: Tensor) -> Tensor:
     """
     size = signs.numel()
     groups = columns_first(x, size) * signs[:, None]
-    other = torch.empty_like(groups)
     count, _, rows = groups.shape
     near = 1
     while near < size:
         left, right = groups.view(count, size // (2 * near), 2, near, rows).unbind(2)
-        total, difference = other.view(count, size // (2 * near), 2, near, rows).unbind(2)
-        torch.add(left, right, out=total)
-        torch.sub(left, right, out=difference)
-        groups, other = other, groups
+        groups = torch.stack((left + right, left - right), dim=2)
         near *= 2
     return groups.view(count * size, rows).mul_(size**-0.5).t()
