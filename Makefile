@@ -1,4 +1,4 @@
-# Targets: setup, quickstart, test, prove, samples, lint, bench, wheels. Each installs what it needs first, into .venv.
+# Targets: setup, quickstart, test, prove, samples, lint, bench, gpu-check, native, wheels. Each installs what it needs first, into .venv.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
@@ -6,7 +6,7 @@ PROJECTS := pyproject.toml $(wildcard libraries/*/pyproject.toml native/*/pyproj
 PACKAGES := surogate_core $(wildcard libraries/*/src/surogate_* native/*/src/surogate_* plugins/*/*/src/surogate_*)
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false DO_NOT_TRACK=1
 
-.PHONY: setup quickstart test prove samples lint bench wheels
+.PHONY: setup quickstart test prove samples lint bench gpu-check native wheels
 .NOTPARALLEL:
 
 setup: $(VENV)/installed
@@ -40,6 +40,12 @@ $(VENV)-bench/installed: $(VENV)/installed $(wildcard bench/requirements*.txt)
 		> "$$($(VENV)-bench/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/base.pth"
 	$(VENV)-bench/bin/python -m pip install --quiet -c constraints.txt -r bench/requirements.txt
 	$(VENV)-bench/bin/python -m pip install --quiet --no-deps -r bench/requirements-alone.txt && touch $@
+
+gpu-check: setup
+	$(OFFLINE) $(BIN)/python bench/gpu_check.py
+
+native: setup
+	$(BIN)/python -m surogate_native_kit.nvcc
 
 wheels: setup
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-index --no-build-isolation --wheel-dir dist . $(sort $(dir $(filter-out pyproject.toml,$(PROJECTS))))

@@ -219,4 +219,10 @@ def test_what_the_kernels_compile_to(arch: str) -> None:
 
 
 def test_sources_are_in_the_package() -> None:
-    assert {path.name for path in Path(ops.CUDA).iterdir()} == {"fp8.h", "cast_transpose.cu", "update_scales.cu"}
+    assert {path.name for path in Path(ops.CUDA).iterdir()} == {
+        "cast_transpose.cu",
+        "update_scales.cu",
+        "gemm_sm90.h",
+        "gemm_e4m3_sm90.cu",
+        "gemm_e5m2_sm90.cu",
+    }

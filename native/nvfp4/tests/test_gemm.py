@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from surogate_native_kit import Source
 from surogate_native_kit.compiler import disassemble
+from surogate_native_kit.nvcc import headers, product
 from surogate_native_nvfp4 import formats, kernel
 
 NVCC = shutil.which("nvcc")
@@ -23,26 +25,18 @@ pytestmark = [
 ]
 
 
-def compile_with_nvcc(source: Path, result: Path, *flags: str) -> None:
-    assert NVCC is not None
-    assert CUTLASS is not None
-    assert CUTLASS.origin is not None
-    headers = Path(CUTLASS.origin).parent / "source"
-    includes = [f"-I{headers / 'include'}", f"-I{headers / 'tools' / 'util' / 'include'}"]
-    command = [NVCC, "-O3", "-DNDEBUG", "-std=c++17", "--expt-relaxed-constexpr", "-arch=sm_100a", *includes, *flags]
-    done = subprocess.run([*command, str(source), "-o", str(result)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-
-
-def test_it_compiles_to_block_scaled_instructions(tmp_path: Path) -> None:
-    compile_with_nvcc(kernel.CUDA / "gemm_sm100.cu", tmp_path / "gemm.cubin", "-cubin")
-    code = disassemble(tmp_path / "gemm.cubin")
+def test_it_compiles_to_block_scaled_instructions() -> None:
+    code = disassemble(product(Source(kernel.CUDA / "gemm_sm100.cu"), "sm_100a"))
     assert "UTCOMMA" in code
     assert "STL" not in code
 
 
 def test_cutlass_wants_scales_where_we_put_them(tmp_path: Path) -> None:
-    compile_with_nvcc(Path(__file__).with_name("layout.cu"), tmp_path / "layout.so", "-shared", "-Xcompiler", "-fPIC")
+    assert NVCC is not None
+    flags = ["-std=c++17", "--expt-relaxed-constexpr", "-arch=sm_100a", "-shared", "-Xcompiler", "-fPIC"]
+    includes = [f"-I{place}" for place in headers()]
+    source = Path(__file__).with_name("layout.cu")
+    subprocess.run([NVCC, *flags, *includes, str(source), "-o", str(tmp_path / "layout.so")], check=True)
     offset = ctypes.CDLL(str(tmp_path / "layout.so")).scale_offset
     offset.restype = ctypes.c_longlong
     for rows, blocks in ((256, 12), (200, 7), (128, 4)):

@@ -6,3 +6,4 @@ on a GPU.
 """
 
 from surogate_native_fp8.ops import cast_transpose, scaled_mm, update_scales  # noqa: F401
+from surogate_native_fp8.reference import current_scale  # noqa: F401

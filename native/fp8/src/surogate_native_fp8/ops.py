@@ -22,7 +22,8 @@ _library.define("update_scales(Tensor(a!) history, Tensor(b!) scale, Tensor(c!) 
 _cast_kernels, _scale_kernels = Kernels(CAST_TRANSPOSE), Kernels(UPDATE_SCALES)
 
 
-def _cast_transpose_cuda(x: Tensor, scale: Tensor, amax: Tensor, e5m2: bool, transpose: bool) -> tuple[Tensor, Tensor]:
+def cast_transpose_kernel(x: Tensor, scale: Tensor, amax: Tensor, e5m2: bool, transpose: bool) -> tuple[Tensor, Tensor]:
+    """:func:`surogate_native_fp8.reference.cast_transpose` by the kernel: on a GPU, or its body on the host for tensors there."""
     q, turned = _outputs(x, e5m2, transpose)
     x = x.contiguous()
     if x.data_ptr() % 16:
@@ -43,7 +44,8 @@ def _outputs(x: Tensor, e5m2: bool, transpose: bool) -> tuple[Tensor, Tensor]:
     return x.new_empty((rows, columns), dtype=dtype), x.new_empty((columns, rows) if transpose else (0,), dtype=dtype)
 
 
-def _update_scales_cuda(history: Tensor, scale: Tensor, inverse: Tensor, largest: Tensor) -> None:
+def update_scales_kernel(history: Tensor, scale: Tensor, inverse: Tensor, largest: Tensor) -> None:
+    """:func:`surogate_native_fp8.reference.update_scales`, likewise."""
     tensors, length = history.shape
     grid = (-(-tensors // THREADS),)
     addresses = [tensor.data_ptr() for tensor in (history, scale, inverse, largest)]
@@ -53,10 +55,10 @@ def _update_scales_cuda(history: Tensor, scale: Tensor, inverse: Tensor, largest
 
 
 _library.impl("cast_transpose", reference.cast_transpose, "CPU")
-_library.impl("cast_transpose", _cast_transpose_cuda, "CUDA")
+_library.impl("cast_transpose", cast_transpose_kernel, "CUDA")
 _library.impl("cast_transpose", lambda x, scale, amax, e5m2, transpose: _outputs(x, e5m2, transpose), "Meta")
 _library.impl("update_scales", reference.update_scales, "CPU")
-_library.impl("update_scales", _update_scales_cuda, "CUDA")
+_library.impl("update_scales", update_scales_kernel, "CUDA")
 _library.impl("update_scales", lambda history, scale, inverse, largest: None, "Meta")
 
 

@@ -26,6 +26,14 @@ def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.float().clamp(-LARGEST[dtype], LARGEST[dtype]).to(dtype)
 
 
+def current_scale(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """(1,) float32: what puts the largest value of x on the largest of ``dtype``; 1 where x is all zero or not finite."""
+    amax = x.abs().amax().float().reshape(1) if x.numel() else x.new_zeros(1, dtype=torch.float32)
+    # A number over a tensor would be its reciprocal times the number: a bit away from what update_scales makes of the same amax.
+    fresh = (torch.full_like(amax, LARGEST[dtype]) / amax).clamp(max=torch.finfo(torch.float32).max)
+    return torch.where((amax > 0) & amax.isfinite(), fresh, torch.ones_like(fresh))
+
+
 def cast_transpose(x: Tensor, scale: Tensor, amax: Tensor, e5m2: bool, transpose: bool) -> tuple[Tensor, Tensor]:
     """x (M, K), bfloat16 or float32 → q (M', K') and its transpose (K', M'), or an empty tensor unless ``transpose``; M' and K' are
     M and K rounded up to 16. ``amax`` (1,) becomes the larger of itself and max |x|, in x's own units."""

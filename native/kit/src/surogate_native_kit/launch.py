@@ -1,4 +1,4 @@
-"""Kernels on the current CUDA device and torch's current stream, through cuda.core.
+"""Kernels on the current CUDA device and torch's current stream, through cuda.core; on the CPU, their bodies on the host.
 
 Nothing here has been run on a GPU by the tests of this package: they have none. They check everything up to the launch itself.
 """
@@ -9,6 +9,7 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from surogate_native_kit.compiler import cubin
+from surogate_native_kit.host import HostProgram
 from surogate_native_kit.source import Source
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class Kernels:
     def __init__(self, source: Source):
         self.source = source
         self._kernel = functools.cache(self._load)
+        self._host = functools.cache(lambda: HostProgram(source))
 
     def _load(self, name: str, device: int) -> Any:
         import torch
@@ -38,7 +40,11 @@ class Kernels:
         return ObjectCode.from_cubin(str(module)).get_kernel(name)
 
     def launch(self, name: str, device: torch.device, grid: tuple[int, ...], block: tuple[int, ...], *arguments: int) -> None:
-        """Enqueue a kernel. ``arguments``: addresses and sizes, each passed as 64 bits."""
+        """Enqueue a kernel, or run its body on the host for ``device`` "cpu". ``arguments``: addresses and sizes, each passed as 64
+        bits."""
+        if device.type == "cpu":
+            self._host().run(name, (grid[0], grid[1] if len(grid) > 1 else 1), block[0], *arguments)
+            return
         import torch
         from cuda.core import launch
 

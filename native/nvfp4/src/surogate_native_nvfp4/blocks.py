@@ -72,7 +72,7 @@ def unpack(packed: Tensor, scales: Tensor, decode: Tensor) -> Blocks:
 def columns_first(x: Tensor, block: int = BLOCK) -> Tensor:
     """Matrix (rows, columns) of any float dtype as float32 (columns / block, block, rows), columns padded with zeros: every
     operation then runs along rows, which lie together. No copy where the matrix is the transpose of such a tensor."""
-    wide = x.t().to(torch.float32, memory_format=torch.contiguous_format)
+    wide = x.t().to(torch.float32).contiguous()
     if lacking := -wide.shape[0] % block:
         wide = F.pad(wide, (0, 0, 0, lacking))
     return wide.unflatten(0, (-1, block))
@@ -133,22 +133,21 @@ def quantise(
 
 def _choose(cells: Tensor, raw: Tensor, decode: Tensor, metric: Metric, square: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Four over six: (scales, encode factors, values rounded to nearest). ``raw``: block scales that map the largest value to 6."""
-    found = []
-    for scales in (formats.e4m3(raw), formats.e4m3(raw * 1.5)):
-        factors = _factors(scales, decode)
-        grid = formats.e2m1(cells * factors[:, None])
-        error = (grid * (scales * decode)[:, None]).sub_(cells)
-        if metric == "mse":
-            error = _tree(error.mul_(error), 1)
-        else:
-            error = _tree(error.abs_(), 1) if metric == "mae" else error.abs_().amax(1)
-        if square:
-            error = _over_rows(error, torch.amax if metric == "abs_max" else _tree)
-        found.append((scales, factors, grid, error))
-    six, four = found
-    better = four[3] < six[3]
-    scales, factors = (torch.where(better, four[part], six[part]) for part in (0, 1))
-    return scales, factors, torch.where(better[:, None], four[2], six[2])
+    both = formats.e4m3(torch.stack((raw, raw * 1.5)))  # the two candidates, (2, blocks, rows)
+    factors = _factors(both, decode)
+    grid = formats.e2m1(cells * factors[:, :, None])
+    error = (grid * (both * decode)[:, :, None]).sub_(cells)
+    if metric == "mse":
+        error = _tree(error.mul_(error), 2)
+    elif metric == "mae":
+        error = _tree(error.abs_(), 2)
+    else:
+        error = error.abs_().amax(2)
+    if square:
+        error = _over_rows(error.flatten(0, 1), torch.amax if metric == "abs_max" else _tree).view(both.shape)
+    better = error[1] < error[0]
+    scales, factor = (torch.where(better, part[1], part[0]) for part in (both, factors))
+    return scales, factor, torch.where(better[:, None], grid[1], grid[0])
 
 
 def _factors(scales: Tensor, decode: Tensor) -> Tensor:
@@ -162,8 +161,9 @@ def _amax(cells: Tensor) -> Tensor:
 
 def _tree(values: Tensor, dim: int) -> Tensor:
     """Sum along a dimension whose size is a power of two: halves are added until one is left, on every device in this order."""
-    while (half := values.shape[dim] // 2) > 0:
-        values = values.narrow(dim, 0, half) + values.narrow(dim, half, half)
+    while values.shape[dim] > 1:
+        first, second = values.chunk(2, dim)
+        values = first + second
     return values.squeeze(dim)
 
 

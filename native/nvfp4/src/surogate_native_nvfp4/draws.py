@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
 WORD = 0xFFFFFFFF
-CHUNK = 1 << 15
+CHUNK = 1 << 14
 """Counters worked on at once: their words stay in a processor's cache."""
 
 
@@ -31,12 +33,35 @@ def philox(counter: tuple[Tensor, ...], key: tuple[int, int]) -> tuple[Tensor, .
 def words(count: int, key: tuple[int, int], step: Tensor) -> Tensor:
     """``count`` words of 32 random bits, int64: those of the counters (0, 0, step), (1, 0, step), ... in order, where ``step``, an
     int64 scalar on the device that the words are wanted on, takes two words; it is not read."""
+    if step.device.type == "cpu":
+        return torch.from_numpy(_words_on_cpu(-(-count // 4), key, int(step))).view(-1)[:count]
     found = torch.empty(-(-count // 4), 4, dtype=torch.int64, device=step.device)
     low, high = step & WORD, step.bitwise_right_shift(32) & WORD
     for start in range(0, found.shape[0], CHUNK):
         index = torch.arange(start, min(start + CHUNK, found.shape[0]), device=step.device)
         torch.stack(philox((index, torch.zeros_like(step), low, high), key), dim=1, out=found[start : start + index.numel()])
     return found.view(-1)[:count]
+
+
+def _words_on_cpu(counters: int, key: tuple[int, int], step: int) -> NDArray[np.int64]:
+    """(counters, 4): :func:`philox` where a 64-bit product can be read as its two halves, which saves most of the passes."""
+    found = np.empty((counters, 4), dtype=np.int64)
+    for start in range(0, counters, CHUNK):
+        size = min(CHUNK, counters - start)
+        zero, one = np.arange(start, start + size, dtype=np.uint32), np.zeros(size, dtype=np.uint32)
+        two, three = (np.full(size, word & WORD, dtype=np.uint32) for word in (step, step >> 32))
+        first, second = key
+        for _ in range(10):
+            left, right = (
+                np.multiply(word, np.uint64(by), dtype=np.uint64).view(np.uint32).reshape(-1, 2)  # low, high
+                for word, by in zip((zero, two), MULTIPLIERS, strict=True)
+            )
+            zero, two = right[:, 1] ^ one ^ np.uint32(first), left[:, 1] ^ three ^ np.uint32(second)
+            one, three = right[:, 0], left[:, 0]
+            first, second = (first + WEYL[0]) & WORD, (second + WEYL[1]) & WORD
+        for place, word in enumerate((zero, one, two, three)):
+            found[start : start + size, place] = word
+    return found
 
 
 def bits16(words: Tensor, rows: int, columns: int) -> Tensor:

@@ -37,7 +37,7 @@ def quantise_eden(x: Tensor, bits: Tensor | None, *, group: int = 128, amax: Ten
         return _tree(values.flatten(0, 1).unflatten(0, (-1, group)), 1)
 
     along = of_group(scaled * grid)
-    factor = torch.where(along == 0, torch.ones_like(along), of_group(scaled.square()) / along)
+    factor = torch.where(along == 0, torch.ones_like(along), of_group(scaled.mul_(scaled)) / along)
     wanted = scales * factor.repeat_interleave(group // BLOCK, dim=0)
     scales = formats.e4m3(wanted) if bits is None else formats.e4m3_stochastic(wanted, bits.t().reshape(scales.shape))
     return Blocks(grid, scales, decode)

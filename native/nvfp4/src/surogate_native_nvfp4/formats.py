@@ -19,18 +19,22 @@ EXPONENT = 0x7F800000
 """The exponent bits of a float32: keeping only them rounds |x| down to a power of two."""
 
 
-def _power(magnitude: Tensor, least: float) -> Tensor:
-    """The largest power of two that is at most ``magnitude`` (float32), and at least ``least``."""
-    return magnitude.view(torch.int32).bitwise_and(EXPONENT).view(torch.float32).clamp_min_(least)
+ANCHOR = 1.5 * 2.0**22
+
+
+def _power(x: Tensor, least: float) -> Tensor:
+    """The largest power of two that is at most |x| (float32), and at least ``least``."""
+    return x.view(torch.int32).bitwise_and(EXPONENT).view(torch.float32).clamp_min_(least)
 
 
 def e2m1(x: Tensor) -> Tensor:
     """Nearest E2M1 values of float32 ``x``, any shape, as float32. Ties go to the even code, beyond 6 it saturates, -0 stays -0 and
     NaN stays NaN: what ``cvt.rn.satfinite.e2m1x2`` does, but for NaN, which it makes 6 (:func:`e2m1_codes` does as well)."""
-    magnitude = x.abs().clamp_max_(E2M1_MAX)
-    # values in [p, 2p) are p/2 apart, and 2**23 * p/2 is where float32 has that spacing: adding it rounds to nearest even
-    anchor = _power(magnitude, 1.0).mul_(2.0**22)
-    return magnitude.add_(anchor).sub_(anchor).copysign_(x)
+    near = x.clamp(-E2M1_MAX, E2M1_MAX)
+    # values in [p, 2p) are p/2 apart, and from 2**22 p to 2**23 p float32 has that spacing: adding 1.5 * 2**22 p, which leaves room
+    # for both signs, rounds to nearest even. The multiplications are by powers of two and 3: exact
+    power = _power(near, 1.0)
+    return near.add_(power, alpha=ANCHOR).sub_(power, alpha=ANCHOR).copysign_(x)
 
 
 def e2m1_stochastic(x: Tensor, bits: Tensor) -> Tensor:

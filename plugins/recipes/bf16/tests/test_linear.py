@@ -6,16 +6,17 @@ from typing import Any
 import pytest
 import torch
 from surogate_recipe_bf16.linear import build
-from surogate_recipe_bf16.plugin import check_plan, register_recipes
+from surogate_recipe_bf16.plugin import Options, check_plan, register_recipes
 from torch import nn
 
-from surogate_core.contracts import Context, Site
+from surogate_core.contracts import Site
+from surogate_core.testing import context
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("bias", [True, False])
 def test_linear_is_torchs_in_value_and_gradient(dtype: torch.dtype, bias: bool) -> None:
-    recipe = build(None, Context(config=None))  # type: ignore[arg-type]
+    recipe = build(Options(), context(model_dtype="fp32"))
     site = Site(name="model.layers.0.mlp.up_proj", kind="linear", shape=(6, 4), bias=bias, layer=0)
     assert recipe.claim(site) is None
     layer = nn.Linear(4, 6, bias=bias, dtype=dtype)
@@ -29,8 +30,9 @@ def test_linear_is_torchs_in_value_and_gradient(dtype: torch.dtype, bias: bool) 
     assert all(torch.equal(one, other) for one, other in zip(mine, theirs, strict=True))
 
 
-def plan(recipe: str = "bf16", model_dtype: str = "bf16") -> Any:
-    return SimpleNamespace(config=SimpleNamespace(core=SimpleNamespace(recipe=recipe, model_dtype=model_dtype)))
+def plan(recipe: str = "bf16", model_dtype: str = "bf16", recipe_backend: str = "auto", **own: Any) -> Any:
+    core = SimpleNamespace(recipe=recipe, model_dtype=model_dtype, recipe_backend=recipe_backend)
+    return SimpleNamespace(config=SimpleNamespace(core=core, of=lambda options: options(**own)))
 
 
 def test_bf16_is_refused_on_a_gpu_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,4 +52,4 @@ def test_bf16_is_refused_on_a_gpu_without_it(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_offer_loads() -> None:
     (offer,) = register_recipes()
-    assert (offer.name, offer.options, offer.load()) == ("bf16", None, build)
+    assert (offer.name, offer.options, offer.load()) == ("bf16", Options, build)

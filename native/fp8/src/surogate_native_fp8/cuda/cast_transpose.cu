@@ -4,7 +4,8 @@
 // One block takes 64 x 64 values, each of its 256 threads 16 neighbours of a row: 16-byte loads, one 16-byte store for q. The bytes
 // meet in shared memory, whose rows are 4 bytes longer than the tile so that columns fall into different banks, and leave it by
 // column, 16 bytes a thread. The maximum is taken of the bits of |x|, which order like the values and keep what is not a number.
-#include "fp8.h"
+#include "surogate_fp8.h"
+#include "surogate_values.h"
 
 namespace {
 constexpr int TILE = 64, CHUNK = 16, THREADS = TILE * TILE / CHUNK;
@@ -15,38 +16,6 @@ struct E4M3 {
 struct E5M2 {
     static SUROGATE_INLINE uint8_t cast(float value) { return e5m2(value); }
 };
-
-struct BFloat16 {
-    typedef uint16_t Stored;
-    static constexpr int PER_LOAD = 8;
-    static SUROGATE_INLINE float value(Stored raw) { return __uint_as_float(uint32_t(raw) << 16); }
-    static SUROGATE_INLINE void spread(const uint4& raw, float* out) {
-        const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
-        for (int i = 0; i < 4; i++) {
-            out[2 * i] = __uint_as_float(words[i] << 16);
-            out[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
-        }
-    }
-};
-struct Float32 {
-    typedef float Stored;
-    static constexpr int PER_LOAD = 4;
-    static SUROGATE_INLINE float value(Stored raw) { return raw; }
-    static SUROGATE_INLINE void spread(const uint4& raw, float* out) {
-        out[0] = __uint_as_float(raw.x);
-        out[1] = __uint_as_float(raw.y);
-        out[2] = __uint_as_float(raw.z);
-        out[3] = __uint_as_float(raw.w);
-    }
-};
-
-SUROGATE_INLINE uint4 pack(const uint8_t* bytes) {
-    uint32_t words[4];
-#pragma unroll
-    for (int i = 0; i < 4; i++)
-        words[i] = uint32_t(bytes[4 * i]) | uint32_t(bytes[4 * i + 1]) << 8 | uint32_t(bytes[4 * i + 2]) << 16 | uint32_t(bytes[4 * i + 3]) << 24;
-    return make_uint4(words[0], words[1], words[2], words[3]);
-}
 
 SUROGATE_INLINE int64_t padded(int64_t size) { return (size + 15) / 16 * 16; }
 
@@ -67,9 +36,7 @@ SUROGATE_INLINE void cast_transpose(
 
     float values[CHUNK];
     if (row < rows && column + CHUNK <= columns && columns % In::PER_LOAD == 0) {
-        const uint4* from = reinterpret_cast<const uint4*>(x + row * columns + column);
-#pragma unroll
-        for (int i = 0; i < CHUNK / In::PER_LOAD; i++) In::spread(load16(from + i), values + i * In::PER_LOAD);
+        load_values<In, CHUNK>(x + row * columns + column, values);
     } else {
 #pragma unroll
         for (int i = 0; i < CHUNK; i++)
@@ -82,7 +49,7 @@ SUROGATE_INLINE void cast_transpose(
         most = max(most, __float_as_uint(values[i]) & 0x7fffffffu);
         bytes[i] = Out::cast(values[i] * factor);
     }
-    const uint4 packed = pack(bytes);
+    const uint4 packed = pack_bytes(bytes);
     if (row < rows16 && column < columns16) *reinterpret_cast<uint4*>(q + row * columns16 + column) = packed;
 
 #pragma unroll
@@ -106,7 +73,7 @@ SUROGATE_INLINE void cast_transpose(
     uint8_t turned[CHUNK];
 #pragma unroll
     for (int i = 0; i < CHUNK; i++) turned[i] = uint8_t(tile[out_row + i][out_column / 4] >> out_column % 4 * 8);
-    *reinterpret_cast<uint4*>(t + (column0 + out_column) * rows16 + row0 + out_row) = pack(turned);
+    *reinterpret_cast<uint4*>(t + (column0 + out_column) * rows16 + row0 + out_row) = pack_bytes(turned);
 }
 }  // namespace
 

@@ -1,8 +1,7 @@
-// E2M1 and E4M3 from float32, and Philox4x32-10: what formats.py and draws.py define, for a thread. Also plain C++: the integer forms
-// are what is tested on the host for every bfloat16; Blackwell (sm_100a, sm_120a) rounds to E2M1, and sm_89 and later to E4M3, by an
-// instruction.
+// E2M1 from float32, and Philox4x32-10: what formats.py and draws.py define, for a thread. Also plain C++:
+// the integer forms are what is tested on the host for every bfloat16; Blackwell (sm_100a, sm_120a) rounds to E2M1 by an instruction.
 #pragma once
-#include "surogate_device.h"
+#include "surogate_fp8.h"
 
 // float32 operations that no compiler joins into one: results must not depend on who compiled them.
 #if defined(__CUDACC__)
@@ -61,27 +60,6 @@ SUROGATE_INLINE uint8_t e2m1_pair(float low, float high) {
 #else
     return uint8_t(e2m1_code(e2m1(low)) | e2m1_code(e2m1(high)) << 4);
 #endif
-}
-
-// Code of the nearest E4M3 value of x >= 0, ties to even, saturating at 448; not a number is 0x7f.
-SUROGATE_INLINE uint8_t e4m3_code(float x) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
-    uint16_t pair;
-    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(0.0f), "f"(x));
-    return uint8_t(pair);
-#else
-    uint32_t bits = __float_as_uint(x);
-    if (bits > 0x7f800000u) return 0x7f;
-    if (bits >= 0x43e00000u) return 0x7e;
-    if (bits < 0x3c800000u) return uint8_t(__float_as_uint(plus(x, 16384.0f)) - 0x46800000u);  // below 2^-6 the step is 2^-9
-    bits += (uint32_t(7 - 127) << 23) + 0x7ffffu + (bits >> 20 & 1u);
-    return uint8_t(bits >> 20);
-#endif
-}
-SUROGATE_INLINE float e4m3_value(uint8_t code) {
-    if (code == 0x7f) return __uint_as_float(0x7fc00000u);
-    const uint32_t exponent = code >> 3, fraction = code & 7u;
-    return exponent ? __uint_as_float((exponent + 120u) << 23 | fraction << 20) : float(fraction) * 0.001953125f;
 }
 
 // Four words of 32 random bits for counter (index, 0, step).

@@ -4,34 +4,10 @@
 // A thread has one block of 16 neighbours of a row: two 16-byte loads of bfloat16, one 8-byte store of codes. Of a 16 x 16 block 16
 // neighbouring lanes have a row each, and meet in shuffles. Scales of padding are not written.
 #include "nvfp4.h"
+#include "surogate_values.h"
 
 namespace {
 constexpr int BLOCK = 16, THREADS = 256;
-
-struct BFloat16 {
-    typedef uint16_t Stored;
-    static constexpr int LOADS = 2;
-    static SUROGATE_INLINE float value(Stored raw) { return __uint_as_float(uint32_t(raw) << 16); }
-    static SUROGATE_INLINE void spread(const uint4& raw, float* out) {
-        const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            out[2 * i] = __uint_as_float(words[i] << 16);
-            out[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
-        }
-    }
-};
-struct Float32 {
-    typedef float Stored;
-    static constexpr int LOADS = 4;
-    static SUROGATE_INLINE float value(Stored raw) { return raw; }
-    static SUROGATE_INLINE void spread(const uint4& raw, float* out) {
-        out[0] = __uint_as_float(raw.x);
-        out[1] = __uint_as_float(raw.y);
-        out[2] = __uint_as_float(raw.z);
-        out[3] = __uint_as_float(raw.w);
-    }
-};
 
 struct Arguments {
     const void* x;
@@ -88,8 +64,7 @@ template <class In, bool SQUARE, bool FOUR, bool DRAWN> SUROGATE_INLINE void qua
     const Stored* from = static_cast<const Stored*>(given.x) + row * given.columns + column;
     float x[BLOCK];
     if (inside && column + BLOCK <= given.columns && given.columns % BLOCK == 0) {
-#pragma unroll
-        for (int i = 0; i < In::LOADS; i++) In::spread(load16(reinterpret_cast<const uint4*>(from) + i), x + i * BLOCK / In::LOADS);
+        load_values<In, BLOCK>(from, x);
     } else {
 #pragma unroll
         for (int i = 0; i < BLOCK; i++) x[i] = inside && column + i < given.columns ? In::value(from[i]) : 0.0f;
@@ -113,10 +88,10 @@ template <class In, bool SQUARE, bool FOUR, bool DRAWN> SUROGATE_INLINE void qua
     const bool finite = magnitude(amax) <= FLOAT_MAX;
     const float decode = finite ? over(1.0f, encode) : __uint_as_float(0x7fc00000u);
 
-    uint8_t code = e4m3_code(FOUR ? times(over(largest, 6.0f), encode) : times(largest, times(encode, 1.0f / 6.0f)));
+    uint8_t code = e4m3(FOUR ? times(over(largest, 6.0f), encode) : times(largest, times(encode, 1.0f / 6.0f)));
     float scale = e4m3_value(code), factor = factor_of(scale, decode);
     if (FOUR) {
-        const uint8_t other = e4m3_code(times(times(over(largest, 6.0f), encode), 1.5f));
+        const uint8_t other = e4m3(times(times(over(largest, 6.0f), encode), 1.5f));
         const float wider = e4m3_value(other), shorter = factor_of(wider, decode);
         const float six = sum_of_rows<SQUARE>(square_error(x, factor, scale, decode));
         const float four = sum_of_rows<SQUARE>(square_error(x, shorter, wider, decode));
@@ -174,6 +149,6 @@ KERNELS(fp32, Float32)
 
 #if !defined(__CUDACC__)
 extern "C" uint8_t host_e2m1(float low, float high) { return e2m1_pair(low, high); }
-extern "C" uint8_t host_e4m3(float value) { return e4m3_code(value); }
+extern "C" uint8_t host_e4m3(float value) { return e4m3(value); }
 extern "C" float host_e4m3_value(uint8_t code) { return e4m3_value(code); }
 #endif

@@ -1,4 +1,5 @@
-"""All three GEMMs of every linear layer in the dtype of the weights, with torch's own accumulation (float32 for bfloat16)."""
+"""All three GEMMs of every linear layer in the dtype of the weights, with torch's own accumulation (float32 for bfloat16), or in
+the dtypes that ``matmul_dtype`` and ``gradient_dtype`` name."""
 
 from __future__ import annotations
 
@@ -6,39 +7,48 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from attrs import frozen
 from torch import Tensor
 
 from surogate_core.contracts import Context, Site
 from surogate_core.errors import Problem
+from surogate_recipe_bf16.plugin import Options
 
-AMPERE = (8, 0)
-"""The first compute capability with bfloat16 tensor cores."""
+AMPERE, ADA = (8, 0), (8, 9)
+"""The first compute capabilities with tensor cores for bfloat16 and for FP8."""
 
 
+Compute = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+@frozen
 class Plain:
-    """Claims every linear site; ``F.linear`` computes it."""
+    """Claims every linear site; ``compute`` computes it."""
+
+    compute: Compute = F.linear
 
     def claim(self, site: Site) -> str | None:
         return None
 
-    def linear(self, site: Site) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
-        return F.linear
+    def linear(self, site: Site) -> Compute:
+        return self.compute
 
 
-def build(options: None, context: Context) -> Plain:
-    return Plain()
+def build(options: Options, context: Context) -> Plain:
+    core = context.config
+    forward, backward = options.products(core.model_dtype)
+    if forward == backward == core.model_dtype:
+        return Plain()
+    from surogate_recipe_bf16.products import Dtypes
+
+    return Plain(Dtypes(forward, backward, native=core.recipe_backend != "emulated", kernels=core.kernels).compute())
 
 
-def check_device() -> list[Problem]:
-    """What the current CUDA device lacks for ``model_dtype = "bf16"``."""
-    capability = torch.cuda.get_device_capability()
-    if capability >= AMPERE:
+def check_device(needing: str, capability: tuple[int, int], how: str) -> list[Problem]:
+    """What the current CUDA device lacks for ``needing`` (``model_dtype = "bf16"``), which wants ``capability``."""
+    have = torch.cuda.get_device_capability()
+    if have >= capability:
         return []
-    name, (major, minor) = torch.cuda.get_device_name(), capability
-    return [
-        Problem(
-            f'model_dtype = "bf16" needs a GPU of compute capability 8.0 or above, {name} has {major}.{minor}',
-            where='model_dtype and recipe = "bf16"',
-            how='set model_dtype = "fp32", or run on an Ampere or newer GPU',
-        )
-    ]
+    (major, minor), wanted = have, ".".join(map(str, capability))
+    what = f"{needing} needs a GPU of compute capability {wanted} or above, {torch.cuda.get_device_name()} has {major}.{minor}"
+    return [Problem(what, where=f'{needing.split(" = ")[0]} and recipe = "bf16"', how=how)]

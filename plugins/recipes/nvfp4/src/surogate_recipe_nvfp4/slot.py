@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from surogate_native_nvfp4 import draws
+from surogate_native_nvfp4 import BLOCK, Blocks, draws
+from surogate_native_nvfp4.formats import E2M1_MAX
 from torch import Tensor, nn
 
 from surogate_core.contracts import Site
@@ -61,6 +62,15 @@ class Slot(nn.Module):
 def _whole(count: int) -> int:
     """Words are made four at a time."""
     return -(-count // 4) * 4
+
+
+def shown(exact: Tensor, blocks: Blocks) -> tuple[Tensor, Tensor, Tensor]:
+    """For ``surogate recipe report``, of a matrix and what it was quantised to: (exact, what the product sees, whether a value lies
+    beyond the largest of its block)."""
+    rows, columns = exact.shape
+    seen = blocks.dequantised()[:rows, :columns]
+    most = (blocks.scales * blocks.decode).t().repeat_interleave(BLOCK, 1)[:rows, :columns] * E2M1_MAX
+    return exact, seen, exact.abs().to(torch.float32) > most * (1 + 1e-6)
 
 
 def forget(computes: Mapping[str, nn.Module]) -> None:

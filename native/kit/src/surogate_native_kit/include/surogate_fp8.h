@@ -38,3 +38,11 @@ SUROGATE_INLINE uint8_t e5m2(float value) {
     return sign | uint8_t(u >> 21);
 #endif
 }
+
+// What an E4M3 code stands for.
+SUROGATE_INLINE float e4m3_value(uint8_t code) {
+    const uint32_t sign = uint32_t(code & 0x80u) << 24, exponent = code >> 3 & 15u, fraction = code & 7u;
+    if ((code & 0x7fu) == 0x7fu) return __uint_as_float(0x7fc00000u | sign);
+    const float small = float(fraction) * 0.001953125f;  // 2^-9
+    return __uint_as_float((exponent ? (exponent + 120u) << 23 | fraction << 20 : __float_as_uint(small)) | sign);
+}

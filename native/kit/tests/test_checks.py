@@ -1,0 +1,63 @@
+"""Every installed family's kernels, their bodies on the host, against their definitions; and that a check can fail."""
+
+from __future__ import annotations
+
+import attrs
+import pytest
+import torch
+from surogate_native_kit.checks import Check, families, poisoned
+from torch import Tensor
+
+ALL = [(family, check) for family, checks in families().items() for check in checks]
+
+
+def test_every_family_declares_checks() -> None:
+    assert {"fp8", "nvfp4"} <= set(families())
+
+
+@pytest.mark.parametrize(("family", "check"), ALL, ids=[f"{family}-{check.name}" for family, check in ALL])
+def test_a_kernel_equals_its_definition_at_odd_shapes(family: str, check: Check) -> None:
+    if not check.on_host:
+        pytest.skip("a library's kernel: nothing of it runs on the host")
+    for seed, shape in enumerate(check.shapes):
+        assert check.difference(shape, seed, "cpu") is None, shape
+    assert check.traffic(check.large) > 0
+
+
+def double(x: Tensor) -> list[Tensor]:
+    return [x * 2]
+
+
+DOUBLE = Check(
+    name="double",
+    inputs=lambda shape, draw: [draw(*shape)],
+    kernel=double,
+    reference=double,
+    shapes=((3, 5),),
+    large=(8, 8),
+    traffic=lambda shape: 8 * shape[0] * shape[1],
+)
+
+
+def unwritten(x: Tensor) -> list[Tensor]:
+    y = torch.empty_like(x)
+    y[:2] = x[:2] * 2
+    return [y]
+
+
+def test_what_is_wrong_is_said() -> None:
+    assert DOUBLE.difference((3, 5), 1, "cpu") is None
+    assert attrs.evolve(DOUBLE, kernel=unwritten).difference((3, 5), 1, "cpu") == "result 0: 20 of 60 bytes differ"
+    assert "result 0 is (3, 5) torch.float64" in str(
+        attrs.evolve(DOUBLE, kernel=lambda x: [x.double() * 2]).difference((3, 5), 1, "cpu")
+    )
+    away = attrs.evolve(DOUBLE, kernel=lambda x: [x * 2.002], close=1e-4)
+    assert away.difference((3, 5), 1, "cpu") == "result 0: relative error 1.00e-03, 1e-04 is allowed"
+    assert attrs.evolve(away, close=2e-3).difference((3, 5), 1, "cpu") is None
+
+
+def test_memory_is_poisoned_and_inputs_are_fresh() -> None:
+    with poisoned():
+        assert torch.empty(4).isnan().all()
+        assert torch.empty(4, dtype=torch.uint8).tolist() == [255] * 4
+    assert not torch.equal(DOUBLE.drawn((3, 5), 1, "cpu")[0], DOUBLE.drawn((3, 5), 2, "cpu")[0])
