@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,16 @@ class Transformers:
     def outline(self) -> Outline:
         skeleton = load.skeleton(self.hf_config, self.settings)
         return Outline(model_type=self.hf_config.model_type, sites=sites.list_sites(skeleton), skeleton=skeleton)
+
+    def blank(
+        self, computes: Mapping[str, Callable[..., Tensor]], adapters: Mapping[str, nn.Module], storages: Mapping[str, Storage]
+    ) -> nn.Module:
+        model = load.skeleton(self.hf_config, self.settings)
+        slots.fill_slots(model, computes, adapters, storages)
+        for _, layer in slots.slot_layers(model):
+            if layer.storage is not None:
+                layer.register_parameter("weight", None)
+        return cast(nn.Module, model.to("meta").train())
 
     def tokenizer(self) -> Any:
         return vision.load_processor(self.settings) or config.load_tokenizer(self.settings)
