@@ -24,6 +24,7 @@ from surogate_core.contracts.model import (  # noqa: F401
     Outline,
     Quantizer,
     Recipe,
+    Rehearses,
     Site,
     SiteKind,
     Storage,

@@ -1,34 +1,57 @@
 """The memory of a run, found by going through one of its steps on tensors that have shapes and no values.
 
-Everything is what a run has: the slots filled by recipe, adapter and quantizer, the source's loss, autograd, the optimizer's own
-update. So a plugin needs no formula for its memory, and none can be wrong. Only the model's loading is left out.
+Everything is what a run has: slots filled by recipe, adapter and quantizer, the source's loss, autograd, the optimizer's own update.
+So a plugin needs no formula for its memory, and none can be wrong. Only reading the weights is left out. For the CPU the tensors are
+torch's FakeTensors, which compute as the CPU does; for a GPU, of which a machine without one knows nothing, they are on the meta
+device: there attention counts as torch's plain one, which takes the most.
+
+A deep model is rehearsed with few of its layers, twice: the peak of a phase grows by the same bytes with each layer.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from attrs import evolve, frozen
+from attrs import define, evolve
 from torch import Tensor, nn
 
-from surogate_command_plan.tally import SCRATCH, Tally
-from surogate_core.contracts import Batch, Step
+from surogate_command_plan.labels import PHASES, held, labelled
+from surogate_command_plan.tally import Peak, Tally
+from surogate_core.contracts import Batch, Rehearses, Step
 from surogate_core.plan import Plan
 from surogate_core.train.loop import Job, optimizer_step
 from surogate_core.train.setup import Trainee, bind_optimizer, build
+from surogate_core.train.single import Single
+
+DEPTHS = 4, 6
+"""Layers of the two rehearsals of a deeper model; both even, for families whose layers alternate."""
+FRAMEWORK = {"cpu": 0, "cuda": 600_000_000}
+"""Bytes beside tensors: the CUDA context and the libraries' own. An assumption; on the CPU memory is counted above what imports take."""
 
 
-@frozen
+@define
 class _Source:
-    """The model source, whose models have no values."""
+    """The model source, whose models are blank and have at most ``depth`` layers."""
 
     real: Any
+    depth: int
+    kept: Sequence[nn.Module] = ()
 
     def load(self, computes: Any, adapters: Any, storages: Any, *, device: torch.device, **_: Any) -> nn.Module:
-        return self.real.blank(computes, adapters, storages)
+        model: nn.Module = self.real.blank(computes, adapters, storages)
+        blocks = self.real.blocks(model)
+        for module in list(model.modules()):
+            if isinstance(module, nn.ModuleList) and len(module) == len(blocks) and module[0] is blocks[0]:
+                del module[self.depth :]
+        self.kept = blocks[: self.depth]
+        return model
+
+    def blocks(self, model: nn.Module) -> Sequence[nn.Module]:
+        return self.kept
 
     def ready(self, model: nn.Module) -> None:
         return None
@@ -37,65 +60,121 @@ class _Source:
         return getattr(self.real, name)
 
 
-@frozen
-class _Place:
-    """The parallelism of one process, on the stand-in's device."""
+@functools.cache
+def _fake_mode() -> Any:
+    """One for the whole process: what a plugin keeps of one rehearsal it meets again in the next."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
 
-    where: str
-    rank: int = 0
-    world_size: int = 1
-
-    def device(self) -> torch.device:
-        return torch.device(self.where)
-
-    def sum(self, value: Tensor) -> Tensor:
-        return value
-
-    def rows(self, rows: Any) -> Any:
-        return iter(rows)
-
-    def wrap(self, model: nn.Module) -> nn.Module:
-        return model
+    return FakeTensorMode(allow_non_fake_inputs=True)
 
 
-@contextlib.contextmanager
-def labelled(tally: Tally, model: nn.Module, blocks: Any, parameters: Any) -> Iterator[Any]:
-    """Within it ``tally`` knows activations of blocks, the head, gradients and scratch apart. Gives the loop's ``mark``."""
-    phase = ["forward"]
+def rehearse(plan: Plan, device: str) -> Peak | None:
+    """The peak of a step on ``device`` ("cpu", "cuda") with its parts; None where the model source has no blank models.
 
-    def enter(*_: Any) -> None:
-        tally.label = "activations" if phase[0] == "forward" else "recomputed block"
-
-    def leave(*_: Any) -> None:
-        tally.label = "head" if phase[0] == "forward" else SCRATCH
-
-    def mark(name: str) -> None:
-        phase[0] = {"forward": "backward"}.get(name, "forward")
-        tally.label = {"forward": SCRATCH, "backward": "activations"}.get(name, SCRATCH)
-
-    handles = [block.register_forward_pre_hook(enter) for block in blocks] + [blocks[-1].register_forward_hook(leave)]
-    handles += [block.register_forward_hook(lambda *_: leave() if phase[0] != "forward" else None) for block in blocks]
-    handles += [p.register_post_accumulate_grad_hook(lambda p: tally.hold([p.grad], "gradients")) for p in parameters]
-    tally.label = "activations"
-    try:
-        yield mark
-    finally:
-        for handle in handles:
-            handle.remove()
+    On the CPU what plugins cache in module-level variables may have no values afterwards: to be called where nothing is computed
+    later, :mod:`surogate_command_plan.apart` is for the others.
+    """
+    source = plan.model_source
+    if not isinstance(source, Rehearses):
+        return None
+    layers = 1 + max((site.layer for site in plan.sites if site.layer is not None), default=-1)
+    if layers <= DEPTHS[1]:
+        return _largest(_peaks(plan, device, layers), device)
+    low, high = (_peaks(plan, device, depth) for depth in DEPTHS)
+    times = (layers - DEPTHS[0]) / (DEPTHS[1] - DEPTHS[0])
+    grown = {phase: _grown(low[phase], high[phase], times) for phase in PHASES if phase in low}
+    return _largest({**grown, **_peaks(plan, device, layers, update_only=True)}, device)
 
 
-def held(plan: Plan, trainee: Trainee, optimizer: Any) -> dict[str, list[Tensor]]:
-    """What lives from step to step, by buffer."""
-    storages = [part for module in trainee.model.modules() if isinstance(part := getattr(module, "storage", None), nn.Module)]
-    adapters = [p for module in trainee.adapters.values() for p in module.parameters()]
-    state = optimizer.state_dict()
-    return {
-        "weights": [*trainee.model.parameters(), *trainee.model.buffers()],
-        "adapter": adapters,
-        "quantised weights": [tensor for storage in storages for tensor in storage.buffers()],
-        "optimizer": [tensor for name, tensor in state.items() if not name.endswith(".remainder")],
-        "masters": [tensor for name, tensor in state.items() if name.endswith(".remainder")],
-    }
+def _grown(low: Peak, high: Peak, times: float) -> Peak:
+    names = {**low.parts, **high.parts}
+    parts = {name: low.parts.get(name, 0) + times * (high.parts.get(name, 0) - low.parts.get(name, 0)) for name in names}
+    return Peak(round(low.total + times * (high.total - low.total)), {name: round(size) for name, size in parts.items() if size > 0.5})
+
+
+def _largest(peaks: dict[str, Peak], device: str) -> Peak:
+    peak, extra = max(peaks.values(), key=lambda peak: peak.total), FRAMEWORK[device]
+    return Peak(peak.total + extra, {**peak.parts, **({"framework": extra} if extra else {})})
+
+
+def _peaks(plan: Plan, device: str, depth: int, *, update_only: bool = False) -> dict[str, Peak]:
+    """The peaks of the phases of a step, with at most two micro-batches: from the second one on they are alike. The update's scratch
+    has a largest size, so that it does not grow with every layer: ``update_only`` gives the peak of that phase alone."""
+    where = "meta" if device == "cuda" else "cpu"
+    kept = {site.name for site in plan.sites if site.layer is None or site.layer < depth}
+    source = _Source(plan.model_source, depth)
+    stand_in = evolve(
+        plan,
+        model_source=source,
+        parallelism=Single("meta"),
+        slots={name: slots for name, slots in plan.slots.items() if name in kept},
+        fused={name: fused for name, fused in plan.fused.items() if name in kept},
+        config=evolve(plan.config, core=evolve(plan.config.core, compile=False)),
+    )
+    trainee = build(stand_in)
+    mode = contextlib.nullcontext() if where == "meta" else _fake_mode()
+    tally = Tally(stand_in=True)
+    with mode, tally:
+        trainee = _moved(trainee, where)
+        tally.label = "optimizer"
+        optimizer = bind_optimizer(stand_in, trainee)
+        for label, tensors in held(trainee.model, optimizer.state_dict()).items():
+            tally.hold(tensors, label)
+        tally.label, lr = "batch", torch.zeros((), device=where)
+        if update_only:
+            tally.hold(_gradients(trainee), "gradients")
+            tally.phase, tally.label = PHASES[3], "scratch"
+            optimizer.step(lr, 1)
+            return tally.peaks
+        step = _step(plan, where)
+        with labelled(tally, trainee.model, source.kept) as mark:
+            job: Any = Job(
+                core=stand_in.config.core,
+                model=trainee.model,
+                loss=plan.model_source.loss,
+                parameters=trainee.parameters,
+                optimizer=optimizer,
+                schedule=plan.schedule,
+                parallelism=Single(where),
+                train=None,  # type: ignore[arg-type]
+                validation=None,
+                total=1,
+                epochs=None,
+                save=lambda progress, last: None,
+                stop=lambda: None,
+                save_now=lambda: False,
+                tell=lambda hook, record: [],
+                mark=mark,
+            )
+            optimizer_step(job, step, 0, lr)
+    return tally.peaks
+
+
+def _gradients(trainee: Trainee) -> Iterator[Tensor]:
+    for parameter in trainee.parameters:
+        parameter.grad = torch.empty_like(parameter, requires_grad=False)
+        yield parameter.grad
+
+
+def _step(plan: Plan, where: str) -> Step:
+    core = plan.config.core
+    rows, length = core.per_device_train_batch_size, core.sequence_len
+
+    def whole(dtype: torch.dtype) -> Tensor:
+        return torch.zeros(rows, length, dtype=dtype, device=where)
+
+    batches = tuple(
+        Batch(
+            input_ids=whole(torch.int64),
+            labels=whole(torch.int64),
+            weights=whole(torch.float32),
+            position_ids=whole(torch.int64),
+            document_ids=whole(torch.int32),
+        )
+        for _ in range(min(2, core.gradient_accumulation_steps))
+    )
+    positions = rows * length * len(batches)
+    return Step(batches=batches, weight=1.0, tokens=positions, trained=positions, sources=(), epoch=0.0)
 
 
 def _moved(trainee: Trainee, where: str) -> Trainee:
@@ -113,44 +192,3 @@ def _moved(trainee: Trainee, where: str) -> Trainee:
         for own in (module._parameters, module._buffers, vars(module)):
             own.update({name: new(value) for name, value in own.items() if isinstance(value, Tensor)})
     return evolve(trainee, parameters=tuple(new(parameter) for parameter in trainee.parameters))
-
-
-def rehearse(plan: Plan, device: str) -> Tally:
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    core = plan.config.core
-    where = "meta" if device == "cuda" else "cpu"
-    mode: Any = contextlib.nullcontext() if where == "meta" else FakeTensorMode(allow_non_fake_inputs=True)
-    stand_in = evolve(plan, model_source=_Source(plan.model_source), parallelism=_Place("meta"))
-    tally = Tally("weights", stand_in=True)
-    trainee = build(stand_in)
-    with mode, tally:
-        trainee = _moved(trainee, where)
-        tally.label = "optimizer"
-        optimizer = bind_optimizer(stand_in, trainee)
-        for label, tensors in held(plan, trainee, optimizer).items():
-            tally.hold(tensors, label)
-        rows, length = core.per_device_train_batch_size, core.sequence_len
-        tally.label = "batch"
-        whole = lambda dtype: torch.zeros(rows, length, dtype=dtype, device=where)
-        batches = [
-            Batch(
-                input_ids=whole(torch.int64),
-                labels=whole(torch.int64),
-                weights=whole(torch.float32),
-                position_ids=whole(torch.int64),
-                document_ids=whole(torch.int32),
-            )
-            for _ in range(min(2, core.gradient_accumulation_steps))
-        ]
-        tally.restart()
-        step = Step(tuple(batches), 1.0, rows * length, rows * length, (), 0.0)
-        blocks = plan.model_source.blocks(trainee.model)
-        with labelled(tally, trainee.model, blocks, trainee.parameters) as mark:
-            job: Any = Job(
-                core=core, model=trainee.model, loss=plan.model_source.loss, parameters=trainee.parameters, optimizer=optimizer,
-                schedule=plan.schedule, parallelism=_Place(where), train=None, validation=None, total=1, epochs=None,
-                save=None, stop=None, save_now=None, tell=None, mark=mark,
-            )
-            optimizer_step(job, step, 0, torch.zeros((), device=where))
-    return tally

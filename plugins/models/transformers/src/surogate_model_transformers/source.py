@@ -68,7 +68,7 @@ class Transformers:
         load.recompute_layers(model)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        return loss.batch_loss(model, batch, self.settings.own.lmhead_chunks)
+        return loss.batch_loss(model, batch, self.settings.own.lmhead_chunks, self.settings.own.attn_bwd_chunks)
 
     def save(self, model: nn.Module, tokenizer: Any, directory: Path) -> None:
         export.save_model(model, tokenizer, directory)
