@@ -89,7 +89,8 @@ SAMPLE = ("words, full, lmhead_chunks 8", "words, lora", "qlora nf4, recompute")
 
 def config_of(case: dict[str, Any], models: Path) -> dict[str, Any]:
     given = {**BASE, **case}
-    return {**given, "model": str(models / given.pop("shape"))}
+    model = models / given.pop("shape")
+    return {**given, "model": str(model)}
 
 
 def plan_of(config: dict[str, Any]) -> Plan:

@@ -10,15 +10,19 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from surogate_command_plan.tally import Peak
+from surogate_command_plan.tally import Memory, Peak
 
 
-def rehearse_apart(configs: Sequence[Mapping[str, Any]]) -> list[Peak | None]:
-    """The peak of each configuration, None where it cannot be rehearsed. Nothing of this process is touched."""
+def rehearse_apart(configs: Sequence[Mapping[str, Any]]) -> list[Memory | None]:
+    """The peaks of each configuration, None where it cannot be rehearsed. Nothing of this process is touched."""
     command = [sys.executable, "-m", "surogate_command_plan.apart"]
     hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, input=json.dumps(list(configs)), capture_output=True, text=True, check=True, env=hidden)
-    return [None if found is None else Peak(*found) for found in json.loads(done.stdout.splitlines()[-1])]
+    asked = json.dumps(list(configs))
+    done = subprocess.run(command, input=asked, stdout=subprocess.PIPE, text=True, check=True, env=hidden)
+    return [
+        None if found is None else Memory({phase: Peak(*peak) for phase, peak in found.items()})
+        for found in json.loads(done.stdout.splitlines()[-1])
+    ]
 
 
 def main() -> None:
@@ -28,8 +32,8 @@ def main() -> None:
     from surogate_core.plan import make_plan
 
     host = load_host()
-    peaks = [rehearse(make_plan(load(config, host, need_data=False), host), "cpu") for config in json.load(sys.stdin)]
-    print(json.dumps([None if peak is None else [peak.total, peak.parts] for peak in peaks]))
+    found = [rehearse(make_plan(load(config, host, need_data=False), host), "cpu") for config in json.load(sys.stdin)]
+    print(json.dumps([None if memory is None else {p: [k.total, k.parts] for p, k in memory.phases.items()} for memory in found]))
 
 
 if __name__ == "__main__":

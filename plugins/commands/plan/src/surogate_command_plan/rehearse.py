@@ -20,7 +20,7 @@ from attrs import define, evolve
 from torch import Tensor, nn
 
 from surogate_command_plan.labels import PHASES, held, labelled
-from surogate_command_plan.tally import Peak, Tally
+from surogate_command_plan.tally import Memory, Peak, Tally
 from surogate_core.contracts import Batch, Rehearses, Step
 from surogate_core.plan import Plan
 from surogate_core.train.loop import Job, optimizer_step
@@ -68,8 +68,8 @@ def _fake_mode() -> Any:
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
-def rehearse(plan: Plan, device: str) -> Peak | None:
-    """The peak of a step on ``device`` ("cpu", "cuda") with its parts; None where the model source has no blank models.
+def rehearse(plan: Plan, device: str) -> Memory | None:
+    """The peaks of a step on ``device`` ("cpu", "cuda") with their parts; None where the model source has no blank models.
 
     On the CPU what plugins cache in module-level variables may have no values afterwards: to be called where nothing is computed
     later, :mod:`surogate_command_plan.apart` is for the others.
@@ -79,11 +79,11 @@ def rehearse(plan: Plan, device: str) -> Peak | None:
         return None
     layers = 1 + max((site.layer for site in plan.sites if site.layer is not None), default=-1)
     if layers <= DEPTHS[1]:
-        return _largest(_peaks(plan, device, layers), device)
+        return _memory(_peaks(plan, device, layers), device)
     low, high = (_peaks(plan, device, depth) for depth in DEPTHS)
     times = (layers - DEPTHS[0]) / (DEPTHS[1] - DEPTHS[0])
     grown = {phase: _grown(low[phase], high[phase], times) for phase in PHASES if phase in low}
-    return _largest({**grown, **_peaks(plan, device, layers, update_only=True)}, device)
+    return _memory({**grown, **_peaks(plan, device, layers, update_only=True)}, device)
 
 
 def _grown(low: Peak, high: Peak, times: float) -> Peak:
@@ -92,9 +92,10 @@ def _grown(low: Peak, high: Peak, times: float) -> Peak:
     return Peak(round(low.total + times * (high.total - low.total)), {name: round(size) for name, size in parts.items() if size > 0.5})
 
 
-def _largest(peaks: dict[str, Peak], device: str) -> Peak:
-    peak, extra = max(peaks.values(), key=lambda peak: peak.total), FRAMEWORK[device]
-    return Peak(peak.total + extra, {**peak.parts, **({"framework": extra} if extra else {})})
+def _memory(peaks: dict[str, Peak], device: str) -> Memory:
+    extra = {"framework": FRAMEWORK[device]} if FRAMEWORK[device] else {}
+    whole = {phase: Peak(peak.total + FRAMEWORK[device], {**peak.parts, **extra}) for phase, peak in peaks.items()}
+    return Memory({phase: whole[phase] for phase in PHASES if phase in whole})
 
 
 def _peaks(plan: Plan, device: str, depth: int, *, update_only: bool = False) -> dict[str, Peak]:
@@ -113,7 +114,7 @@ def _peaks(plan: Plan, device: str, depth: int, *, update_only: bool = False) ->
     )
     trainee = build(stand_in)
     mode = contextlib.nullcontext() if where == "meta" else _fake_mode()
-    tally = Tally(stand_in=True)
+    tally = Tally(where, stand_in=True)
     with mode, tally:
         trainee = _moved(trainee, where)
         tally.label = "optimizer"

@@ -27,25 +27,37 @@ class Peak:
     parts: dict[str, int]
 
 
+@frozen
+class Memory:
+    """The peak of each phase of a step, in their order."""
+
+    phases: dict[str, Peak]
+
+    @property
+    def peak(self) -> Peak:
+        return max(self.phases.values(), key=lambda peak: peak.total)
+
+    @property
+    def total(self) -> int:
+        return self.peak.total
+
+
 class Tally(TorchDispatchMode):
     """``label`` names what the next tensors are for, ``phase`` what is being done; ``peaks`` has the peak of each phase.
 
-    ``stand_in``: the tensors have no values. Where one is asked for, 0 is given, and every place of a tensor counts as not zero.
+    ``device`` is the type of device whose tensors count. ``stand_in``: the tensors have no values. Where one is asked for, 0 is
+    given, and every place of a tensor counts as not zero.
     """
 
-    def __init__(self, *, stand_in: bool = False):
+    def __init__(self, device: str, *, stand_in: bool = False):
         super().__init__()
+        self._device = device
         self.label = self.phase = ""
         self.peaks: dict[str, Peak] = {}
         self._stand_in = stand_in
         self._alive: dict[int, tuple[Any, int, str]] = {}
         self._now: Counter[str] = Counter()
         self._total = 0
-
-    @property
-    def peak(self) -> Peak:
-        """The largest of all phases."""
-        return max(self.peaks.values(), key=lambda peak: peak.total)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self._stand_in and func is torch.ops.aten._local_scalar_dense.default:
@@ -78,7 +90,7 @@ class Tally(TorchDispatchMode):
     def _add(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
-        if key in self._alive:
+        if key in self._alive or tensor.device.type != self._device:
             return
         self._alive[key] = weakref.ref(storage, lambda _: self._drop(key)), size, self.label
         self._now[self.label] += size
