@@ -39,7 +39,7 @@ def labelled(tally: Tally, model: nn.Module, blocks: Sequence[nn.Module]) -> Ite
     trained = [p for p in model.parameters() if p.requires_grad]
 
     def enter(*_: Any) -> None:
-        if tally.phase == PHASES[3]:  # the next micro-batch
+        if tally.phase in (PHASES[0], PHASES[3]):  # of this micro-batch, or of the next
             begin()
 
     def leave(*_: Any) -> None:

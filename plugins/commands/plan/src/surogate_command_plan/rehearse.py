@@ -27,7 +27,7 @@ from surogate_core.train.loop import Job, optimizer_step
 from surogate_core.train.setup import Trainee, bind_optimizer, build
 from surogate_core.train.single import Single
 
-DEPTHS = 4, 6
+DEPTHS = 2, 4
 """Layers of the two rehearsals of a deeper model; both even, for families whose layers alternate."""
 FRAMEWORK = {"cpu": 0, "cuda": 600_000_000}
 """Bytes beside tensors: the CUDA context and the libraries' own. An assumption; on the CPU memory is counted above what imports take."""
@@ -83,7 +83,10 @@ def rehearse(plan: Plan, device: str) -> Memory | None:
     low, high = (_peaks(plan, device, depth) for depth in DEPTHS)
     times = (layers - DEPTHS[0]) / (DEPTHS[1] - DEPTHS[0])
     grown = {phase: _grown(low[phase], high[phase], times) for phase in PHASES if phase in low}
-    return _memory({**grown, **_peaks(plan, device, layers, update_only=True)}, device)
+    update = grown.pop(PHASES[3])  # an upper bound: the update's scratch does not grow with every layer
+    if update.total > max(peak.total for peak in grown.values()):
+        update = _peaks(plan, device, layers, update_only=True)[PHASES[3]]
+    return _memory({**grown, PHASES[3]: update}, device)
 
 
 def _grown(low: Peak, high: Peak, times: float) -> Peak:
@@ -99,8 +102,8 @@ def _memory(peaks: dict[str, Peak], device: str) -> Memory:
 
 
 def _peaks(plan: Plan, device: str, depth: int, *, update_only: bool = False) -> dict[str, Peak]:
-    """The peaks of the phases of a step, with at most two micro-batches: from the second one on they are alike. The update's scratch
-    has a largest size, so that it does not grow with every layer: ``update_only`` gives the peak of that phase alone."""
+    """The peaks of the phases of a step, with at most two micro-batches: from the second one on they are alike. ``update_only`` gives
+    that of the optimizer's update alone."""
     where = "meta" if device == "cuda" else "cpu"
     kept = {site.name for site in plan.sites if site.layer is None or site.layer < depth}
     source = _Source(plan.model_source, depth)
