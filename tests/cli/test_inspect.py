@@ -5,7 +5,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
 from click.testing import Result
 
 from surogate_core.host import Host, load_host

@@ -17,7 +17,9 @@ from surogate_core.errors import ConfigError
 from surogate_core.host import load_host
 
 
-@pytest.mark.parametrize(("rows", "groups", "chunks", "count"), [(2, 4, 1, 1), (2, 4, 3, 2), (2, 4, 4, 4), (3, 2, 6, 6), (2, 2, 99, 4)])
+@pytest.mark.parametrize(
+    ("rows", "groups", "chunks", "count"), [(2, 4, 1, 1), (2, 4, 3, 2), (2, 4, 4, 4), (3, 2, 6, 6), (2, 2, 99, 4)]
+)
 def test_parts_cover_every_row_and_head_once(rows: int, groups: int, chunks: int, count: int) -> None:
     seen = torch.zeros(rows, groups)
     parts = list(_parts(rows, groups, chunks))

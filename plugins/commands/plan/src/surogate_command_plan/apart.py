@@ -1,5 +1,5 @@
-"""Rehearsals in a process of their own: ``python -m surogate_command_plan.apart`` reads a JSON list of configurations and writes, as
-the last line, a JSON list of their peaks on the CPU."""
+"""Rehearsals in a process of their own: ``python -m surogate_command_plan.apart`` reads a JSON list of configurations and writes,
+as the last line, a JSON list of their peaks on the CPU."""
 
 from __future__ import annotations
 

@@ -16,13 +16,17 @@ if TYPE_CHECKING:
 
 
 @click.command(context_settings=PASS_KEYS)
-@click.option("--fit", metavar="SIZE", help="Memory of a GPU, like 24GB: which ways to train fit it. CONFIG may be a model's name or directory.")
+@click.option(
+    "--fit",
+    metavar="SIZE",
+    help="Memory of a GPU, like 24GB: which ways to train fit it. CONFIG may be a model's name or directory.",
+)
 @config_arguments
 def plan(config: Path, words: tuple[str, ...], fit: str | None) -> None:
     """Show what a run of CONFIG would build: sites, owners, parameters, steps, and the memory of a step by buffer.
 
-    No weight is read. Where the peak is larger than the device's memory the plan is refused (exit code 2), with the cheapest changes
-    that would fit.
+    No weight is read. Where the peak is larger than the device's memory the plan is refused (exit code 2), with the cheapest
+    changes that would fit.
     """
     from surogate_core.host import load_host
 

@@ -123,7 +123,9 @@ def steps(config: Config) -> Iterator[Changes]:
         yield {"qlora_bnb": True}
 
 
-def cheapest(config: Config, source: Any, host: Host, given: list[tuple[str, Any]], size: float, device: str) -> tuple[Changes, int]:
+def cheapest(
+    config: Config, source: Any, host: Host, given: list[tuple[str, Any]], size: float, device: str
+) -> tuple[Changes, int]:
     """The first of the changes, taken one after the other, that make it fit, without those that are not needed; and the peak with
     them. No changes where nothing helps."""
 
@@ -150,7 +152,9 @@ def _merged(changes: list[Changes]) -> Changes:
     return {key: value for change in changes for key, value in change.items()}
 
 
-def too_large(config: Config, source: Any, host: Host, given: list[tuple[str, Any]], memory: Memory, size: float, device: str) -> PlanError:
+def too_large(
+    config: Config, source: Any, host: Host, given: list[tuple[str, Any]], memory: Memory, size: float, device: str
+) -> PlanError:
     """That it does not fit, with the cheapest changes that would."""
     from surogate_command_plan.show import bytes_of
 
@@ -159,5 +163,9 @@ def too_large(config: Config, source: Any, host: Host, given: list[tuple[str, An
     parts = memory.peak.parts
     largest = max(parts, key=lambda name: parts[name])
     what = f"does not fit: {bytes_of(memory.total)} planned, {bytes_of(size)} of memory; most of it is {largest}"
-    wanted = f"{how}: {bytes_of(left)}" if changes else f"take a smaller model or shorter rows: all changes together leave {bytes_of(left)}"
+    wanted = (
+        f"{how}: {bytes_of(left)}"
+        if changes
+        else f"take a smaller model or shorter rows: all changes together leave {bytes_of(left)}"
+    )
     return PlanError([Problem(what, where=f"memory of the device ({device})", how=wanted)])

@@ -20,7 +20,7 @@ def held(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, list[Tensor
     ``adapter``; tensors that a recipe's modules keep are in ``weights``."""
     storages = [part for module in model.modules() if isinstance(part := getattr(module, "storage", None), nn.Module)]
     parameters = list(model.parameters())
-    trained = [p for p in parameters if p.requires_grad]
+    trained: list[Tensor] = [p for p in parameters if p.requires_grad]
     return {
         "weights": [*parameters, *model.buffers()],
         "adapter": trained if len(trained) < len(parameters) else [],
@@ -32,8 +32,8 @@ def held(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, list[Tensor
 
 @contextlib.contextmanager
 def labelled(tally: Tally, model: nn.Module, blocks: Sequence[nn.Module]) -> Iterator[Callable[[str], None]]:
-    """Within it ``tally`` knows phases, activations, the head, gradients and scratch apart. In the backward pass all but gradients is
-    scratch: what is computed again of a block, too. Gives what has to be called at the end of a part of a step, with its name, as
+    """Within it ``tally`` knows phases, activations, the head, gradients and scratch apart. In the backward pass all but gradients
+    is scratch: what is computed again of a block, too. Gives what has to be called at the end of a part of a step, with its name, as
     the loop does (``part_finished``)."""
     lower = {id(p) for block in blocks[: len(blocks) // 2] for p in block.parameters()}
     trained = [p for p in model.parameters() if p.requires_grad]

@@ -1,8 +1,8 @@
 """The observer: after the second step, the memory that it took beside what was planned.
 
 On a GPU that is torch's own count of allocated bytes, always. With ``debug_memory_breakdown``, on any device, the tensors of the
-second step are counted by buffer; on the CPU this is the only measure, and without the option nothing is measured there: a process's
-resident memory has libraries and pages in it that no plan can know.
+second step are counted by buffer; on the CPU this is the only measure, and without the option nothing is measured there: the resident
+memory of a process has libraries and pages in it that no plan can know.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ class Memory:
 
     def _tell(self, run: RunInfo, step: int) -> None:
         from surogate_command_plan.show import bytes_of, memory_lines
-        from surogate_command_plan.tally import Memory as Found, Peak
+        from surogate_command_plan.tally import Memory as Found
+        from surogate_command_plan.tally import Peak
 
         memory = self._planned(run)
         measured = Found(self._tally.peaks).peak if self._tally is not None else None

@@ -1,8 +1,8 @@
 """The memory of a run, found by going through one of its steps on tensors that have shapes and no values.
 
-Everything is what a run has: slots filled by recipe, adapter and quantizer, the source's loss, autograd, the optimizer's own update.
-So a plugin needs no formula for its memory, and none can be wrong. Only reading the weights is left out. For the CPU the tensors are
-torch's FakeTensors, which compute as the CPU does; for a GPU, of which a machine without one knows nothing, they are on the meta
+Everything is what a run has: slots filled by recipe, adapter and quantizer, the source's loss, autograd, the optimizer's own
+update. So a plugin needs no formula for its memory, and none can be wrong. Only reading the weights is left out. For the CPU the
+tensors are torch's FakeTensors, which compute as the CPU does; for a GPU, of which a machine without one knows nothing, they are on the meta
 device: there attention counts as torch's plain one, which takes the most.
 
 A deep model is rehearsed with few of its layers, twice: the peak of a phase grows by the same bytes with each layer.
@@ -30,7 +30,7 @@ from surogate_core.train.single import Single
 DEPTHS = 2, 4
 """Layers of the two rehearsals of a deeper model; both even, for families whose layers alternate."""
 FRAMEWORK = {"cpu": 0, "cuda": 600_000_000}
-"""Bytes beside tensors: the CUDA context and the libraries' own. An assumption; on the CPU memory is counted above what imports take."""
+"""Bytes beside tensors: the CUDA context and the libraries' own, an assumption. On the CPU memory is counted above the imports."""
 
 
 @define
@@ -92,7 +92,9 @@ def rehearse(plan: Plan, device: str) -> Memory | None:
 def _grown(low: Peak, high: Peak, times: float) -> Peak:
     names = {**low.parts, **high.parts}
     parts = {name: low.parts.get(name, 0) + times * (high.parts.get(name, 0) - low.parts.get(name, 0)) for name in names}
-    return Peak(round(low.total + times * (high.total - low.total)), {name: round(size) for name, size in parts.items() if size > 0.5})
+    return Peak(
+        round(low.total + times * (high.total - low.total)), {name: round(size) for name, size in parts.items() if size > 0.5}
+    )
 
 
 def _memory(peaks: dict[str, Peak], device: str) -> Memory:
@@ -102,8 +104,8 @@ def _memory(peaks: dict[str, Peak], device: str) -> Memory:
 
 
 def _peaks(plan: Plan, device: str, depth: int, *, update_only: bool = False) -> dict[str, Peak]:
-    """The peaks of the phases of a step, with at most two micro-batches: from the second one on they are alike. ``update_only`` gives
-    that of the optimizer's update alone."""
+    """The peaks of the phases of a step, with at most two micro-batches: from the second one on they are alike. ``update_only``
+    gives that of the optimizer's update alone."""
     where = "meta" if device == "cuda" else "cpu"
     kept = {site.name for site in plan.sites if site.layer is None or site.layer < depth}
     source = _Source(plan.model_source, depth)
@@ -193,6 +195,7 @@ def _moved(trainee: Trainee, where: str) -> Trainee:
 
     roots = [trainee.model, *trainee.adapters.values(), *trainee.computes.values()]
     for module in {id(module): module for root in roots for module in root.modules()}.values():
-        for own in (module._parameters, module._buffers, vars(module)):
+        tables: Any = (module._parameters, module._buffers, vars(module))
+        for own in tables:
             own.update({name: new(value) for name, value in own.items() if isinstance(value, Tensor)})
     return evolve(trainee, parameters=tuple(new(parameter) for parameter in trainee.parameters))

@@ -41,7 +41,7 @@ class Options:
         default=1,
         validator=ge(1),
         metadata=doc(
-            "Parts, by heads and rows, in which attention goes through its backward pass; each is computed again there. Less memory."
+            "Parts, by heads and rows, in which attention goes through its backward pass, computed again there: less memory."
         ),
     )
     init_projections_to_zero: bool = field(
