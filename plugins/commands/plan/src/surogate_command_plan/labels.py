@@ -33,8 +33,8 @@ def held(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, list[Tensor
 @contextlib.contextmanager
 def labelled(tally: Tally, model: nn.Module, blocks: Sequence[nn.Module]) -> Iterator[Callable[[str], None]]:
     """Within it ``tally`` knows phases, activations, the head, gradients and scratch apart. In the backward pass all but gradients
-    is scratch: what is computed again of a block, too. Gives what has to be called at the end of a part of a step, with its name, as
-    the loop does (``part_finished``)."""
+    is scratch: what is computed again of a block, too. Gives what has to be called at the end of a part of a step, with its name,
+    as the loop does (``part_finished``)."""
     lower = {id(p) for block in blocks[: len(blocks) // 2] for p in block.parameters()}
     trained = [p for p in model.parameters() if p.requires_grad]
 

@@ -1,8 +1,8 @@
 """The observer: after the second step, the memory that it took beside what was planned.
 
 On a GPU that is torch's own count of allocated bytes, always. With ``debug_memory_breakdown``, on any device, the tensors of the
-second step are counted by buffer; on the CPU this is the only measure, and without the option nothing is measured there: the resident
-memory of a process has libraries and pages in it that no plan can know.
+second step are counted by buffer; on the CPU this is the only measure, and without the option nothing is measured there: the
+resident memory of a process has libraries and pages in it that no plan can know.
 """
 
 from __future__ import annotations

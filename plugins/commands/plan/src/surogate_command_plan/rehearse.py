@@ -2,8 +2,8 @@
 
 Everything is what a run has: slots filled by recipe, adapter and quantizer, the source's loss, autograd, the optimizer's own
 update. So a plugin needs no formula for its memory, and none can be wrong. Only reading the weights is left out. For the CPU the
-tensors are torch's FakeTensors, which compute as the CPU does; for a GPU, of which a machine without one knows nothing, they are on the meta
-device: there attention counts as torch's plain one, which takes the most.
+tensors are torch's FakeTensors, which compute as the CPU does; for a GPU, of which a machine without one knows nothing, they are on
+the meta device: there attention counts as torch's plain one, which takes the most.
 
 A deep model is rehearsed with few of its layers, twice: the peak of a phase grows by the same bytes with each layer.
 """

@@ -1,8 +1,8 @@
 """Bytes of living tensors, by what they are for: the peak of each phase, and what it was made of.
 
 Every operation that makes a tensor is seen (``TorchDispatchMode``), and every storage is followed by a weak reference until it is
-freed; so what autograd keeps counts, and what it lets go does not. Storages are counted once, whatever views there are of them. What
-an operation takes and gives back inside of itself is not seen.
+freed; so what autograd keeps counts, and what it lets go does not. Storages are counted once, whatever views there are of them.
+What an operation takes and gives back inside of itself is not seen.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Heads that share a key head, and rows of a batch, do not depend on each other. So nothing but query, key and value is kept, and the
 backward pass goes through parts of heads (of rows too, when there are more parts than key heads): it computes a part's attention
-again, and its gradients, before it turns to the next. Scores, attention weights and the kernels' own scratch exist for one part at a
-time; what that costs is one more forward pass of attention.
+again, and its gradients, before it turns to the next. Scores, attention weights and the kernels' own scratch exist for one part at
+a time; what that costs is one more forward pass of attention.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 Compute = Callable[[Tensor, Tensor, Tensor, Tensor | None, slice], Tensor]
-"""``f(q, k, v, sinks, rows) -> out``: q (b, h, S, D), k and v (b, g, P + S, D), sinks (h,) or None, out (b, S, h, D), of ``rows``."""
+"""``f(q, k, v, sinks, rows) -> out``: q (b, h, S, D), k and v (b, g, P + S, D), sinks (h,) or None, out (b, S, h, D), of
+``rows``."""
 
 
 def chunked(compute: Compute, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, chunks: int) -> Tensor:
