@@ -14,19 +14,20 @@ import argparse
 import json
 import tempfile
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from surogate_command_plan.apart import rehearse_apart
 from surogate_command_plan.labels import held
+from surogate_loop_standard.loop import Job, optimizer_step
 from surogate_model_transformers.testing import held_bytes, tiny_model
 
 from surogate_core.config import load
 from surogate_core.contracts import Batch, Step
 from surogate_core.host import load_host
 from surogate_core.plan import Plan, make_plan
-from surogate_core.train.loop import Job, optimizer_step
 from surogate_core.train.setup import bind_optimizer, build
 
 DEEP = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 16, "head_dim": 64, "vocab_size": 512}
@@ -181,6 +182,11 @@ def make_models(directory: Path, names: set[str]) -> Path:
     return directory
 
 
+def batched(names: Iterable[str], size: int) -> list[list[str]]:
+    every = list(names)
+    return [every[start : start + size] for start in range(0, len(every), size)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", type=Path, required=True)
@@ -189,11 +195,12 @@ def main() -> None:
     missing = {name: case for name, case in CASES.items() if name not in kept}
     with tempfile.TemporaryDirectory() as scratch:
         models = make_models(Path(scratch), {case.get("shape", "deep") for case in missing.values()})
-        configs = [config_of(case, models) for case in missing.values()]
-        for name, config, planned in zip(missing, configs, rehearse_apart(configs) if configs else (), strict=True):
-            kept[name] = one(planned, plan_of(config))
-            print(name, kept[name]["planned / measured"], flush=True)
-            options.results.write_text(json.dumps(kept, indent=1) + "\n")
+        for names in batched(missing, 4):
+            configs = [config_of(missing[name], models) for name in names]
+            for name, config, planned in zip(names, configs, rehearse_apart(configs), strict=True):
+                kept[name] = one(planned, plan_of(config))
+                print(name, kept[name]["planned / measured"], flush=True)
+                options.results.write_text(json.dumps(kept, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -17,13 +17,13 @@ from typing import Any
 
 import torch
 from attrs import define, evolve
+from surogate_loop_standard.loop import Job, optimizer_step
 from torch import Tensor, nn
 
 from surogate_command_plan.labels import PHASES, held, labelled
 from surogate_command_plan.tally import Memory, Peak, Tally
 from surogate_core.contracts import Batch, Rehearses, Step
 from surogate_core.plan import Plan
-from surogate_core.train.loop import Job, optimizer_step
 from surogate_core.train.setup import Trainee, bind_optimizer, build
 from surogate_core.train.single import Single
 
