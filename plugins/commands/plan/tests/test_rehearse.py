@@ -39,7 +39,7 @@ def test_what_lives_from_step_to_step_is_what_the_shapes_say(plan_of: Callable[.
     memory = rehearse(plan, "cuda")
     assert memory is not None
     for name in ("quantised weights", "adapter", "optimizer"):
-        assert memory.peak.parts[name] == plan.figures.memory[name], name
+        assert memory.peak.parts[name] == pytest.approx(plan.figures.memory[name], rel=1e-4), name
     masters = rehearse(plan_of(**FULL, master_dtype="fp32"), "cuda")
     assert masters is not None
     assert masters.peak.parts["masters"] == 2 * plan_of(**FULL).figures.parameters

@@ -92,6 +92,11 @@ def compare(source: Path | Mapping[str, Any], host: Host, given: list[tuple[str,
             found.append(attrs.evolve(method, peak=planned(source, host, [*given, *method.keys.items()], "cuda")))
         except PlanError as error:
             found.append(attrs.evolve(method, why=error.problems[0].what))
+    return ranked(found, size)
+
+
+def ranked(found: list[Method], size: float) -> list[Method]:
+    """The recommended method first, then the others that fit, then those that do not."""
     fitting = [method for method in found if method.fits(size)]
     start = FAMILIES.index("full" if size > FULL_FROM else "LoRA" if size >= LORA_FROM else "QLoRA")
     down = [method for family in FAMILIES[start:] for method in fitting if method.family == family]
