@@ -74,7 +74,7 @@ def test_the_guide(size: float, full: int, lora: int, first: str) -> None:
 
 def test_what_does_not_fit_is_refused_with_the_cheapest_changes_and_they_do(deep: Path, tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
-    keys = ["lora = false", 'optimizer = "adamw"', "recompute = false", "per_device_train_batch_size = 4"]
+    keys = ["sequence_len = 256", "lora = false", 'optimizer = "adamw"', "recompute = false", "per_device_train_batch_size = 4"]
     path.write_text("\n".join([f'model = "{deep}"', *keys]))
     host = load_host()
     whole = rehearse(make_plan(load(path, host, need_data=False), host), "cuda")
