@@ -84,7 +84,7 @@ CASES: dict[str, dict[str, Any]] = {
     "full, adamw_8bit, recompute": {**FULL, **RECOMPUTE, "optimizer": "adamw_8bit"},
     "full, normuon, recompute": {**FULL, **RECOMPUTE, "optimizer": "normuon"},
 }
-SAMPLE = ("words, full, lmhead_chunks 8", "words, lora", "qlora nf4, recompute")
+SAMPLE = ("lora, recompute", "words, lora", "qlora nf4, recompute")
 """What ``make test`` checks again."""
 
 
