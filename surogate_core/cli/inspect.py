@@ -1,4 +1,4 @@
-"""The commands that look and change nothing: ``validate``, ``plan``, ``plugins``."""
+"""The commands that look and change nothing: ``validate``, ``plugins``."""
 
 from __future__ import annotations
 
@@ -25,20 +25,6 @@ def validate(config: Path, words: tuple[str, ...]) -> None:
     core = loaded.core
     what = f"{core.recipe}, {core.adapter if core.lora else 'all weights'}, {core.optimizer}"
     click.echo(f'{config}: valid; task = "{core.task}" ({loaded.origins["task"]}): {what}')
-
-
-@click.command(context_settings=PASS_KEYS)
-@config_arguments
-def plan(config: Path, words: tuple[str, ...]) -> None:
-    """Show what a run of CONFIG would build: sites, owners, parameters, memory, steps. No weight is read."""
-    from surogate_core.config import load
-    from surogate_core.host import load_host
-
-    host = load_host()
-    loaded = load(config, host, overrides(words))
-    from surogate_core.plan import make_plan
-
-    click.echo(make_plan(loaded, host).render())
 
 
 @click.command()

@@ -25,7 +25,6 @@ COMMANDS = {
     "pt": ("surogate_core.cli.run:pt", "Train all weights on text (pretraining)."),
     "sft": ("surogate_core.cli.run:sft", "Fine-tune."),
     "validate": ("surogate_core.cli.inspect:validate", "Check a configuration; nothing is loaded."),
-    "plan": ("surogate_core.cli.inspect:plan", "Show what a run would build, and its memory, steps and parameters."),
     "plugins": ("surogate_core.cli.inspect:plugins", "List the installed plugins and what they offer."),
 }
 EPILOG = 'Shell completion: eval "$(_SUROGATE_COMPLETE=bash_source surogate)" (or zsh_source, fish_source).'

@@ -27,6 +27,7 @@ from surogate_core.contracts.model import (  # noqa: F401
     Quantizer,
     ReadsCheckpoints,
     Recipe,
+    Rehearses,
     Site,
     SiteKind,
     Storage,

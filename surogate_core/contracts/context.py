@@ -90,7 +90,7 @@ class Decision:
 
 @frozen(kw_only=True)
 class RunInfo:
-    """What every observer is told about the run."""
+    """What every observer is told about the run. ``model`` and ``optimizer`` are to be looked at, never changed."""
 
     config: Any
     plan: Any
@@ -99,3 +99,5 @@ class RunInfo:
     total_steps: int
     terminal: bool
     quiet: bool
+    model: Any = None
+    optimizer: Any = None

@@ -111,6 +111,16 @@ class ModelSource(Protocol):
         """Write model and tokenizer in the ecosystem's layout; ``load`` with ``weights`` reads them back bit for bit."""
 
 
+@runtime_checkable
+class Rehearses(Protocol):
+    """A model source whose models can be made without values, so that the memory of a step is known before anything is read."""
+
+    def blank(
+        self, computes: Mapping[str, Callable[..., Tensor]], adapters: Mapping[str, nn.Module], storages: Mapping[str, Storage]
+    ) -> nn.Module:
+        """What ``load`` gives, on the meta device."""
+
+
 class Recipe(Protocol):
     """Fills the compute slot: the three GEMMs of a linear layer, their rounding and scales."""
 

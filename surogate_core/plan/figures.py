@@ -9,9 +9,6 @@ from surogate_core.config.options import CoreOptions
 from surogate_core.contracts import Adapter, Attaches, Optimizer, Outline, Quantizer, Site
 from surogate_core.plan.record import Figures, Slots
 
-HEAD_CHUNK_BYTES = 64 << 20
-"""Order of the scratch that the chunked head and loss take; it is the model source's to keep."""
-
 
 def count(
     core: CoreOptions,
@@ -21,7 +18,7 @@ def count(
     optimizer: Optimizer,
     quantizer: Quantizer | None = None,
 ) -> Figures:
-    """Parameters, tokens, steps and the memory by buffer, in bytes."""
+    """Parameters, tokens, steps, and the bytes of what does not depend on the batch."""
     size = 2 if core.model_dtype == "bf16" else 4
     sites = outline.sites
     parameters = {name: tuple(parameter.shape) for name, parameter in outline.skeleton.named_parameters()}
@@ -35,18 +32,14 @@ def count(
     trainable = sum(map(math.prod, trained.values()))
     own = sum(math.prod(shape) for name, shape in trained.items() if name in parameters)
     rows = core.per_device_train_batch_size * core.gradient_accumulation_steps
-    tokens = core.per_device_train_batch_size * core.sequence_len
-    vocabulary = max((site.shape[0] for site in sites if site.kind in ("head", "embedding")), default=0)
     stored = [site for site in sites if site.name in slots and slots[site.name].storage]
     held = [math.prod(site.shape) for site in stored]
     memory = {
         "weights": (total - sum(held)) * size,
-        **({"quantised weights": _storage_bytes(quantizer, stored), "unpacked": max(held) * size} if quantizer and held else {}),
+        **({"quantised weights": _storage_bytes(quantizer, stored)} if quantizer and held else {}),
         **({"adapter": int(trained_size * (trainable - own))} if adapter is not None else {}),
         "gradients": int(trainable * trained_size),
         "optimizer": sum(optimizer.state_bytes(shape, name) for name, shape in trained.items()),
-        "activations": tokens * size * _activation_width(sites, core.recompute),
-        "head": min(HEAD_CHUNK_BYTES, tokens * vocabulary * 8),
     }
     return Figures(
         parameters=total,
@@ -76,18 +69,3 @@ def _adapter_shapes(adapter: Adapter, sites: list[Site], outline: Outline) -> tu
     parameters = {f"{site}.{name}": parameter for site, module in modules.items() for name, parameter in module.named_parameters()}
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     return shapes, sum(parameter.numel() * parameter.element_size() for parameter in parameters.values())
-
-
-def _activation_width(sites: tuple[Site, ...], recompute: bool) -> int:
-    """Values kept per token: inputs and outputs of the linear layers of each block and two more residuals; with recompute one
-    residual a block and one block in full."""
-    blocks: dict[int, int] = {}
-    width = 0
-    for site in sites:
-        if site.layer is not None and site.kind in ("linear", "stacked_linear"):
-            blocks[site.layer] = blocks.get(site.layer, 0) + sum(site.shape[-2:])
-            width = max(width, min(site.shape[-2:]))
-    if not blocks:
-        return 0
-    full = [values + 2 * width for values in blocks.values()]
-    return len(full) * width + max(full) if recompute else sum(full)

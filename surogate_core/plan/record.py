@@ -42,7 +42,7 @@ class Slots:
 class Figures:
     """Counts and bytes, from shapes alone.
 
-    ``memory`` maps buffers to bytes on the device; "activations" and "head" are estimates from the shapes of the linear layers.
+    ``memory`` maps the buffers that do not depend on the batch to their bytes on the device.
     ``steps`` is None when it depends on the data (``max_steps = -1``).
     """
 
@@ -52,10 +52,6 @@ class Figures:
     tokens_per_step: int
     steps: int | None
     memory: Mapping[str, int]
-
-    @property
-    def total_memory(self) -> int:
-        return sum(self.memory.values())
 
 
 @frozen(kw_only=True)
@@ -110,7 +106,6 @@ class Plan:
             f"{figures.tokens_per_step:,} positions",
             f"steps        {figures.steps if figures.steps else f'from the data, {core.num_epochs} epochs'}",
             "memory       " + ", ".join(f"{name} {_size(size)}" for name, size in figures.memory.items()),
-            f"             about {_size(figures.total_memory)} in tensors (activations and head are estimates)",
             f"plugins      {', '.join(f'{name} {version}' for name, version in self.lock.items())}",
             f"fingerprint  {self.fingerprint}",
         ]

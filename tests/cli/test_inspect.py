@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
-import pytest
 from click.testing import Result
 
 from surogate_core.host import Host, load_host
@@ -24,13 +22,6 @@ def test_validate_prints_notices_beside_the_result(surogate: Callable[..., Resul
     done = surogate("validate", config, "lora=false", "lora_rank=8")
     assert done.exit_code == 0
     assert done.stderr == 'notice: lora_rank has no effect: it belongs to adapter = "lora" (command line)\n'
-
-
-def test_plan_prints_what_the_plan_renders(surogate: Callable[..., Result], config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = ModuleType("surogate_core.plan")
-    module.make_plan = lambda config, host: SimpleNamespace(render=lambda: f"plan of {config.core.save_steps}")  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "surogate_core.plan", module)
-    assert surogate("plan", config, "--save-steps", "9").stdout == "plan of 9\n"
 
 
 def test_plugins_lists_offers_broken_plugins_and_collisions(surogate: Callable[..., Result], use: Callable[[Host], None]) -> None:

@@ -135,4 +135,4 @@ def test_start_up_is_near_that_of_importing_rich(config: Path, tmp_path: Path) -
 def test_completion_knows_the_commands() -> None:
     env = {**os.environ, "_SUROGATE_COMPLETE": "bash_complete", "COMP_WORDS": "surogate pl", "COMP_CWORD": "1"}
     done = subprocess.run([sys.executable, "-m", "surogate_core"], capture_output=True, text=True, env=env, check=False)
-    assert done.stdout.splitlines() == ["plain,plan", "plain,plugins"]
+    assert done.stdout.splitlines() == ["plain,plugins", "plain,plan"]

@@ -62,11 +62,6 @@ def test_lora_figures_equal_peft(model: Path, tmp_path: Path) -> None:
     assert made.figures.memory["gradients"] == 4 * made.figures.trainable
 
 
-def test_recompute_lowers_the_planned_activations(model: Path, tmp_path: Path) -> None:
-    kept = plan(model, tmp_path, recompute=False).figures.memory["activations"]
-    assert 0 < plan(model, tmp_path, recompute=True).figures.memory["activations"] < kept
-
-
 def test_every_linear_of_a_block_has_three_slots_and_head_and_embedding_none(model: Path, tmp_path: Path) -> None:
     made = plan(model, tmp_path, lora=True, lora_target_modules=["q_proj"])
     assert len(made.slots) == 14

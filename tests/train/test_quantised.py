@@ -131,7 +131,6 @@ def test_memory_is_as_planned_and_loading_needs_little_more(name: str, base: dic
     bits = {"nf4": 4 + 8 / 64 + 32 / (64 * 256), "fp8": 8 + 32 / 128**2, "nvfp4": 4.5}[name]
     assert memory["quantised weights"] <= 1.05 * bits / 8 * values
     assert memory["weights"] == 2 * (plan.figures.parameters - values)
-    assert memory["unpacked"] == 2 * 256 * 640
     planned = memory["weights"] + memory["quantised weights"] + memory["adapter"]
     assert held.now == pytest.approx(planned, rel=0.01)
     assert held.peak <= 1.3 * held.now + 16 * 256 * 640, "a weight is held unpacked beside others"

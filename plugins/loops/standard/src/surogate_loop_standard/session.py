@@ -127,7 +127,7 @@ class Session:
         context = ObserverContext(config=self.core, device=self.plan.device, plan=self.plan, log=self.log)
         for offer, observer in self._built("observers", context, self.observer_states):
             self.observers.add(offer, observer)
-        info = self._introduce(data, training, validation, trainee, total, progress.step)
+        info = self._introduce(data, training, validation, trainee, optimizer, total, progress.step)
 
         def write(directory: Path) -> None:
             write_files(directory, self.plan, trainee, optimizer, tokenizer)
@@ -233,7 +233,7 @@ class Session:
         return self._summary(progress, total, None)
 
     def _introduce(
-        self, data: Data, training: Batches, validation: Batches | None, trainee: Trainee, total: int, step: int
+        self, data: Data, training: Batches, validation: Batches | None, trainee: Trainee, optimizer: Any, total: int, step: int
     ) -> RunInfo:
         figures = self.plan.figures
         self.log(
@@ -280,6 +280,8 @@ class Session:
         return RunInfo(
             config=self.plan.config,
             plan=self.plan,
+            model=trainee.model,
+            optimizer=optimizer,
             output_dir=self.output_dir,
             resumed=step,
             total_steps=total,

@@ -22,6 +22,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from surogate_core.errors import ModelError
 from surogate_model_transformers import virtual
+from surogate_model_transformers.chunked import chunked
 from surogate_model_transformers.packed import LONG_ROW, packed_attention
 from surogate_model_transformers.slots import plain
 
@@ -38,6 +39,7 @@ class Documents(NamedTuple):
     calls  a list to which each attention layer adds (window, whether it has sinks or a softcap), only under :func:`inspect`
     prefix key and value of virtual tokens, (G, P, D) each, for each layer: every query sees them, in front of its document
     shared  whether there are virtual tokens, of either kind: then the masks are what counts
+    chunks  parts of the backward pass
     """
 
     ids: Tensor
@@ -45,11 +47,15 @@ class Documents(NamedTuple):
     calls: list[tuple[int, bool]] | None = None
     prefix: tuple[tuple[Tensor, Tensor], ...] = ()
     shared: bool = False
+    chunks: int = 1
 
 
-def hidden_states(model: Any, input_ids: Tensor, position_ids: Tensor, document_ids: Tensor, **images: Tensor) -> Tensor:
+def hidden_states(
+    model: Any, input_ids: Tensor, position_ids: Tensor, document_ids: Tensor, *, chunks: int = 1, **images: Tensor
+) -> Tensor:
     """(B, S, H): the decoder's output after its last norm, for packed rows. Inputs are (B, S); ``position_ids`` are (3, B, S) where
     there are ``images``, the model's inputs of these names. With virtual tokens (``virtual.py``) each document comes after them.
+    ``chunks``: the parts of attention's backward pass.
 
     Raises ModelError for images behind virtual tokens.
     """
@@ -57,8 +63,8 @@ def hidden_states(model: Any, input_ids: Tensor, position_ids: Tensor, document_
     if tokens is not None:
         if images:
             raise ModelError("virtual tokens cannot be trained on images", where="model input", how='use adapter = "lora"')
-        return virtual.hidden_states(model, tokens, input_ids, position_ids, document_ids)
-    documents = documents_of(model, document_ids)
+        return virtual.hidden_states(model, tokens, input_ids, position_ids, document_ids, chunks)
+    documents = documents_of(model, document_ids)._replace(chunks=chunks)
     return decode(model, input_ids, position_ids, documents, **images)
 
 
@@ -119,16 +125,25 @@ def attention(
         documents.calls.append((sliding_window or 0, plain))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     window = _window(sliding_window, query.shape[2])
-    if _by_document(documents.ids) and not dropout and not plain and not documents.shared:
-        return packed_attention(query, key, value, documents.ids, scale, window), None
-    allowed = documents.masks[window] if window in documents.masks else mask(documents.ids, window)
-    if documents.prefix:
-        key, value, allowed = virtual.prepend(documents.prefix[getattr(module, "layer_idx", 0)], key, value, allowed)
-    if plain:
-        return _plain(query, key, value, allowed, scale, dropout, s_aux, softcap), None
-    grouped = query.shape[1] != key.shape[1]
-    out = F.scaled_dot_product_attention(query, key, value, allowed, dropout_p=dropout, scale=scale, enable_gqa=grouped)
-    return out.transpose(1, 2), None
+    if packed := _by_document(documents.ids) and not dropout and not plain and not documents.shared:
+        allowed = documents.ids
+    else:
+        allowed = documents.masks[window] if window in documents.masks else mask(documents.ids, window)
+        if documents.prefix:
+            key, value, allowed = virtual.prepend(documents.prefix[getattr(module, "layer_idx", 0)], key, value, allowed)
+
+    def compute(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, rows: slice) -> Tensor:
+        if packed:
+            return packed_attention(q, k, v, allowed[rows], scale, window)
+        if plain:
+            return _plain(q, k, v, allowed[rows], scale, dropout, sinks, softcap)
+        grouped = q.shape[1] != k.shape[1]
+        out = F.scaled_dot_product_attention(q, k, v, allowed[rows], dropout_p=dropout, scale=scale, enable_gqa=grouped)
+        return out.transpose(1, 2)
+
+    if documents.chunks > 1 and not dropout and torch.is_grad_enabled():
+        return chunked(compute, query, key, value, s_aux, documents.chunks), None
+    return compute(query, key, value, s_aux, slice(None)), None
 
 
 def _plain(

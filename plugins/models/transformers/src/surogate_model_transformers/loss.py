@@ -25,9 +25,11 @@ CHUNK_BYTES = 1 << 24
 CHUNK_BYTES_GPU = 1 << 30
 
 
-def run_hidden(model: Any, batch: Any) -> Tensor:
-    """(B, S, H) last hidden states of a :class:`~surogate_pipeline_packed.Batch`, documents isolated."""
-    return hidden_states(model, input_ids=batch.input_ids, document_ids=batch.document_ids, **model_inputs(model, batch))
+def run_hidden(model: Any, batch: Any, chunks: int = 1) -> Tensor:
+    """(B, S, H) last hidden states of a :class:`~surogate_pipeline_packed.Batch`, documents isolated. ``chunks``: the parts of
+    attention's backward pass."""
+    given = model_inputs(model, batch)
+    return hidden_states(model, input_ids=batch.input_ids, document_ids=batch.document_ids, chunks=chunks, **given)
 
 
 def logits(model: Any, batch: Any) -> Tensor:
@@ -38,15 +40,15 @@ def logits(model: Any, batch: Any) -> Tensor:
     return model(input_ids=batch.input_ids, **model_inputs(model, batch), use_cache=False, documents=documents).logits
 
 
-def batch_loss(model: Any, batch: Any, chunks: int = 1) -> Tensor:
+def batch_loss(model: Any, batch: Any, chunks: int = 1, attention_chunks: int = 1) -> Tensor:
     """Sum over the batch of weight × cross-entropy, nats: a differentiable scalar in float32, or float64 for float64 modules.
-    ``chunks`` as in :func:`head_loss`."""
+    ``chunks`` as in :func:`head_loss`, ``attention_chunks`` those of attention's backward pass."""
     if not getattr(model, "_surogate_head", True):
         everything = logits(model, batch)
         exact = _exact(everything)
         each = F.cross_entropy(everything.flatten(0, 1).to(exact), batch.labels.flatten(), reduction="none", ignore_index=-100)
         return (each * batch.weights.flatten()).sum()
-    x = run_hidden(model, batch).flatten(0, 1)
+    x = run_hidden(model, batch, attention_chunks).flatten(0, 1)
     labels, weights = batch.labels.flatten(), batch.weights.flatten()
     if x.device.type == "cpu":
         kept = torch.nonzero(weights).flatten()

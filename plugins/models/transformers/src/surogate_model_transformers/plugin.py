@@ -39,6 +39,13 @@ class Options:
     lmhead_chunks: int = field(
         default=1, validator=ge(1), metadata=doc("Parts in which head and loss go through the tokens, at least: less memory.")
     )
+    attn_bwd_chunks: int = field(
+        default=1,
+        validator=ge(1),
+        metadata=doc(
+            "Parts, by heads and rows, in which attention goes through its backward pass, computed again there: less memory."
+        ),
+    )
     init_projections_to_zero: bool = field(
         default=False,
         metadata=doc("With `from_scratch`, start the last linear layers of attention and MLP at zero: each block is the identity."),
@@ -88,6 +95,10 @@ def check_config(config: Config) -> list[Problem]:
         what = "init_projections_to_zero = true would overwrite weights of the model: it is for from_scratch = true"
         place = f"{config.origins['init_projections_to_zero']}, key init_projections_to_zero"
         return [Problem(what, where=place, how="set from_scratch = true, or init_projections_to_zero = false")]
+    if own.attn_bwd_chunks > 1 and config.core.compile:
+        what = "attn_bwd_chunks above 1 with compile = true: the compiler does not see into a backward pass in parts"
+        place = f"{config.origins['attn_bwd_chunks']}, key attn_bwd_chunks"
+        return [Problem(what, where=place, how="set attn_bwd_chunks = 1, or compile = false")]
     value = own.rope_scaling
     if value is None:
         return []

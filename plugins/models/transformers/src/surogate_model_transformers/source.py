@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,27 @@ class Transformers:
         own = held.held_sites(form, found) if form else None
         return Outline(model_type=self.hf_config.model_type, sites=found, skeleton=skeleton, held=own)
 
+    def blank(
+        self, computes: Mapping[str, Callable[..., Tensor]], adapters: Mapping[str, nn.Module], storages: Mapping[str, Storage]
+    ) -> nn.Module:
+        model = load.skeleton(self.hf_config, self.settings)
+        self._fill(model, computes, adapters, storages)
+        experts.take_over(model)
+        for _, layer in slots.slot_layers(model):
+            if layer.storage is not None:
+                layer.register_parameter("weight", None)
+        for _, module, role, stack in experts.stacks(model):
+            if stack.storages:
+                module.register_parameter(role, None)
+        return cast(nn.Module, model.to("meta").train())
+
+    def _fill(self, model: Any, computes: Any, adapters: Any, storages: Any) -> None:
+        slots.fill_slots(model, computes, adapters, storages)
+        for *_, stack in experts.stacks(model):
+            stack.selective = self.settings.own.qlora_selective_expert_dequant
+            if self.settings.own.qlora_offload_experts:
+                stack.set_storages(stack.storages, experts.to_device)
+
     def tokenizer(self) -> Any:
         return vision.load_processor(self.settings) or config.load_tokenizer(self.settings)
 
@@ -46,15 +67,7 @@ class Transformers:
         weights: Path | None = None,
         notice: Callable[[str], None] = lambda text: None,
     ) -> nn.Module:
-        own = self.settings.own
-
-        def fill(model: Any) -> None:
-            slots.fill_slots(model, computes, adapters, storages)
-            for *_, stack in experts.stacks(model):
-                stack.selective = own.qlora_selective_expert_dequant
-                if own.qlora_offload_experts:
-                    stack.set_storages(stack.storages, experts.to_device)
-
+        fill = partial(self._fill, computes=computes, adapters=adapters, storages=storages)
         return load.load_model(self.hf_config, self.settings, device=device, source=weights, prepare=fill, notice=notice)
 
     def ready(self, model: nn.Module) -> str | None:
@@ -69,11 +82,11 @@ class Transformers:
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Of a mixture of experts in training the gradient is also that of the routers' losses (``routing.py``)."""
-        chunks = self.settings.own.lmhead_chunks
+        own = self.settings.own
         if self.routing is None or not model.training:
-            return loss.batch_loss(model, batch, chunks)
+            return loss.batch_loss(model, batch, own.lmhead_chunks, own.attn_bwd_chunks)
         self.routing.listen()
-        return loss.batch_loss(model, batch, chunks) + self.routing.added(batch)
+        return loss.batch_loss(model, batch, own.lmhead_chunks, own.attn_bwd_chunks) + self.routing.added(batch)
 
     def save(self, model: nn.Module, tokenizer: Any, directory: Path) -> None:
         export.save_model(model, tokenizer, directory)

@@ -55,8 +55,8 @@ def tokens_of(model: Any) -> Any:
     return getattr(model, _NAME, None)
 
 
-def hidden_states(model: Any, tokens: Any, input_ids: Tensor, position_ids: Tensor, document_ids: Tensor) -> Tensor:
-    """(B, S, H) of the documents' own tokens. Inputs are (B, S)."""
+def hidden_states(model: Any, tokens: Any, input_ids: Tensor, position_ids: Tensor, document_ids: Tensor, chunks: int) -> Tensor:
+    """(B, S, H) of the documents' own tokens. Inputs are (B, S). ``chunks`` as in ``attention.hidden_states``."""
     from surogate_model_transformers.attention import Documents, mask
 
     places = position_ids + tokens.count
@@ -65,14 +65,14 @@ def hidden_states(model: Any, tokens: Any, input_ids: Tensor, position_ids: Tens
     if prompt is None:
         dtype = model.get_input_embeddings().weight.dtype
         prefix = tuple((key.to(dtype), value.to(dtype)) for key, value in tokens.keys_values())
-        documents = Documents(document_ids, {0: mask(document_ids, 0)}, None, prefix, True)
+        documents = Documents(document_ids, {0: mask(document_ids, 0)}, None, prefix, True, chunks)
         return decoder(input_ids=input_ids, position_ids=places, use_cache=False, documents=documents).last_hidden_state
     embedded = model.get_input_embeddings()(input_ids)
     rows, count = input_ids.shape[0], tokens.count
     embedded = torch.cat([prompt.to(embedded.dtype).expand(rows, -1, -1), embedded], dim=1)
     first = torch.arange(count, device=places.device, dtype=places.dtype).expand(rows, -1)
     ids = torch.cat([torch.full((rows, count), SHARED, device=document_ids.device, dtype=document_ids.dtype), document_ids], dim=1)
-    documents = Documents(ids, {0: mask(ids, 0)}, shared=True)
+    documents = Documents(ids, {0: mask(ids, 0)}, shared=True, chunks=chunks)
     places = torch.cat([first, places], dim=1)
     out = decoder(inputs_embeds=embedded, position_ids=places, use_cache=False, documents=documents).last_hidden_state
     return out[:, count:]

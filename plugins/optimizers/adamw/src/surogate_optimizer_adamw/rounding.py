@@ -18,7 +18,8 @@ def step_generator(device: torch.device, seed: int, step: int) -> torch.Generato
     mixed = (seed + step * _MIX) % 2**64
     mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
     mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) % 2**64
-    return torch.Generator(device).manual_seed((mixed ^ (mixed >> 31)) % 2**63)
+    where = "cpu" if device.type == "meta" else device  # there are no random numbers without values
+    return torch.Generator(where).manual_seed((mixed ^ (mixed >> 31)) % 2**63)
 
 
 def stochastic_round_(target: Tensor, source: Tensor, generator: torch.Generator) -> Tensor:

@@ -1,0 +1,104 @@
+"""Bytes of living tensors, by what they are for: the peak of each phase, and what it was made of.
+
+Every operation that makes a tensor is seen (``TorchDispatchMode``), and every storage is followed by a weak reference until it is
+freed; so what autograd keeps counts, and what it lets go does not. Storages are counted once, whatever views there are of them.
+What an operation takes and gives back inside of itself is not seen.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from attrs import frozen
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+@frozen
+class Peak:
+    """The most bytes of a phase, and the bytes by label at that moment."""
+
+    total: int
+    parts: dict[str, int]
+
+
+@frozen
+class Memory:
+    """The peak of each phase of a step, in their order."""
+
+    phases: dict[str, Peak]
+
+    @property
+    def peak(self) -> Peak:
+        return max(self.phases.values(), key=lambda peak: peak.total)
+
+    @property
+    def total(self) -> int:
+        return self.peak.total
+
+
+class Tally(TorchDispatchMode):
+    """``label`` names what the next tensors are for, ``phase`` what is being done; ``peaks`` has the peak of each phase.
+
+    ``device`` is the type of device whose tensors count. ``stand_in``: the tensors have no values. Where one is asked for, 0 is
+    given, and every place of a tensor counts as not zero.
+    """
+
+    def __init__(self, device: str, *, stand_in: bool = False):
+        super().__init__()
+        self._device = device
+        self.label = self.phase = ""
+        self.peaks: dict[str, Peak] = {}
+        self._stand_in = stand_in
+        self._alive: dict[int, tuple[Any, int, str]] = {}
+        self._now: Counter[str] = Counter()
+        self._total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self._stand_in and func is torch.ops.aten._local_scalar_dense.default:
+            return 0
+        if self._stand_in and func is torch.ops.aten.nonzero.default:
+            out = args[0].new_empty((args[0].numel(), args[0].ndim), dtype=torch.int64)
+        elif self._stand_in and not func._schema.returns:  # torch's fused updates have no rule for shapes, and make nothing
+            out = None
+        else:
+            out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                self._add(tensor)
+        return out
+
+    def hold(self, tensors: Iterable[Tensor], label: str) -> None:
+        """Count tensors that were made elsewhere, or count them under another label."""
+        before, self.label = self.label, label
+        for tensor in tensors:
+            key = tensor.untyped_storage()._cdata
+            if key in self._alive:
+                reference, size, old = self._alive[key]
+                self._alive[key] = reference, size, label
+                self._now[old] -= size
+                self._now[label] += size
+            else:
+                self._add(tensor)
+        self.label = before
+
+    def _add(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._alive or tensor.device.type != self._device:
+            return
+        self._alive[key] = weakref.ref(storage, lambda _: self._drop(key)), size, self.label
+        self._now[self.label] += size
+        self._total += size
+        if self.phase and (self.phase not in self.peaks or self._total > self.peaks[self.phase].total):
+            self.peaks[self.phase] = Peak(self._total, {label: size for label, size in self._now.items() if size})
+
+    def _drop(self, key: int) -> None:
+        _, size, label = self._alive.pop(key)
+        self._now[label] -= size
+        self._total -= size

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from surogate_command_plan.fit import Method, ranked, size_of
+from surogate_command_plan.rehearse import rehearse
+from surogate_command_plan.tally import Memory, Peak
+
+from surogate_core.cli.main import main
+from surogate_core.config import load
+from surogate_core.errors import ConfigError
+from surogate_core.host import load_host
+from surogate_core.plan import make_plan
+
+
+def surogate(*words: object) -> Result:
+    return CliRunner().invoke(main, [str(word) for word in words])
+
+
+def planned(table: str) -> dict[str, tuple[float, bool]]:
+    """Method → (MB, fits) of the lines of a table."""
+    found = re.findall(r"^(\S.*?)  +([\d.]+) (MB|GB)  +(yes|no)", table, re.M)
+    return {name: (float(number) * (1000 if unit == "GB" else 1), fits == "yes") for name, number, unit, fits in found}
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("24GB", 24e9), ("80 GiB", 80 * 2**30), ("512m", 512e6), ("1.5g", 1.5e9), ("1000", 1000.0)]
+)
+def test_sizes(text: str, size: float) -> None:
+    assert size_of(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "0GB", "many", "24XB", "-3GB"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="--fit"):
+        size_of(text)
+
+
+def test_every_method_is_planned_and_what_is_recommended_can_be_pasted(deep: Path) -> None:
+    done = surogate("plan", "--fit", "24GB", deep, "--sequence-len", "256", "optimizer=adamw")
+    assert done.exit_code == 0, done.output
+    table = planned(done.stdout)
+    names = ["full", "LoRA", "QLoRA, qlora_bnb", "QLoRA, qlora_fp8", "QLoRA, qlora_fp4"]
+    assert table.keys() == {*names, *(f"{name}, recompute" for name in names)}
+    assert all(fits for _, fits in table.values())
+    assert done.stdout.splitlines()[2].startswith("LoRA ")  # of 24 GB up to 48 GB: LoRA
+    assert done.stdout.splitlines()[2].endswith("recommended")
+    assert tomllib.loads(done.stdout.split("recommended:")[1]) == {"lora": True, "recompute": False}
+
+
+@pytest.mark.parametrize(
+    ("size", "full", "lora", "first"),
+    [
+        (8e9, 1, 1, "qlora"),
+        (24e9, 1, 1, "lora"),
+        (80e9, 1, 1, "full"),
+        (80e9, 99, 1, "lora"),
+        (24e9, 1, 99, "qlora"),
+        (8e9, 99, 9, "qlora"),
+    ],
+)
+def test_the_guide(size: float, full: int, lora: int, first: str) -> None:
+    """Below 24 GB a quantised base, up to 48 GB LoRA, above that all weights; where that does not fit, what takes less."""
+
+    def method(family: str, gigabytes: int) -> Method:
+        return Method(family, family.lower(), {}, Memory({"forward": Peak(gigabytes * 10**9, {})}))
+
+    assert ranked([method("full", full), method("LoRA", lora), method("QLoRA", 1)], size)[0].name == first
+
+
+def test_what_does_not_fit_is_refused_with_the_cheapest_changes_and_they_do(deep: Path, tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    keys = ["sequence_len = 256", "lora = false", 'optimizer = "adamw"', "recompute = false", "per_device_train_batch_size = 4"]
+    path.write_text("\n".join([f'model = "{deep}"', *keys]))
+    host = load_host()
+    whole = rehearse(make_plan(load(path, host, need_data=False), host), "cuda")
+    assert whole is not None
+    size = f"{0.5 * (whole.total - 6e8) + 6e8}"
+    done = surogate("plan", "--fit", size, path)
+    assert done.exit_code == 2
+    said = re.search(r"does not fit: .* planned.*\n.*\n  how: (.*): [\d.]+ MB", done.stderr)
+    assert said is not None, done.stderr
+    changes = [change.replace(" ", "") for change in said[1].split(", ")]
+    assert changes == ["recompute=true"]
+    lower = rehearse(make_plan(load(path, host, [("recompute", "true")], need_data=False), host), "cuda")
+    assert lower is not None
+    assert lower.total <= float(size)

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from surogate_command_plan import rehearse as module
+from surogate_command_plan.rehearse import rehearse
+
+from surogate_core.plan import Plan
+
+FULL: dict[str, Any] = {"lora": False}
+CASES = [
+    FULL,
+    {**FULL, "recompute": False, "optimizer": "normuon"},
+    {**FULL, "gradient_accumulation_steps": 3, "model_dtype": "fp32"},
+    {"recompute": False},
+    {"qlora_fp8": True, "lora_dropout": 0.0},
+    {"qlora_bnb": True, "recompute": False, "optimizer": "adamw_8bit"},
+    {"adapter": "bottleneck"},
+]
+
+
+@pytest.mark.parametrize("changes", CASES, ids=str)
+def test_a_few_layers_tell_what_all_of_them_take(
+    changes: dict[str, Any], plan_of: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = rehearse(plan_of(**changes), "cuda")
+    monkeypatch.setattr(module, "DEPTHS", (20, 40))
+    whole = rehearse(plan_of(**changes), "cuda")
+    assert few is not None
+    assert whole is not None
+    assert few.total == pytest.approx(whole.total, rel=0.01)
+    assert few.phases["forward"].total == pytest.approx(whole.phases["forward"].total, rel=0.001)
+
+
+def test_what_lives_from_step_to_step_is_what_the_shapes_say(plan_of: Callable[..., Plan]) -> None:
+    plan = plan_of(qlora_fp8=True, adamw_beta1=0.8)
+    memory = rehearse(plan, "cuda")
+    assert memory is not None
+    for name in ("quantised weights", "adapter", "optimizer"):
+        assert memory.peak.parts[name] == pytest.approx(plan.figures.memory[name], rel=1e-4), name
+    masters = rehearse(plan_of(**FULL, master_dtype="fp32"), "cuda")
+    assert masters is not None
+    assert masters.peak.parts["masters"] == 2 * plan_of(**FULL).figures.parameters
+
+
+def test_each_way_to_take_less_takes_less(plan_of: Callable[..., Plan]) -> None:
+    def total(**changes: Any) -> int:
+        memory = rehearse(plan_of(**{**FULL, "recompute": False, "sequence_len": 256, **changes}), "cuda")
+        assert memory is not None
+        return memory.total
+
+    whole = total()
+    for changes in ({"recompute": True}, {"optimizer": "adamw_8bit"}, {"lora": True}, {"per_device_train_batch_size": 1}):
+        assert total(**changes) < whole, changes
+    short = total(per_device_train_batch_size=1)
+    assert total(lora=True, qlora_bnb=True, per_device_train_batch_size=1) < short
+
+
+def test_a_source_without_blank_models_is_not_rehearsed(plan_of: Callable[..., Plan]) -> None:
+    import attrs
+
+    assert rehearse(attrs.evolve(plan_of(), model_source=object()), "cpu") is None
