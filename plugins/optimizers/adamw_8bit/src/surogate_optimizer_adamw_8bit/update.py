@@ -25,7 +25,7 @@ from surogate_optimizer_adamw.rounding import step_generator, stochastic_round_
 from torch import Tensor
 
 from surogate_core.contracts import Context, ParamGroup
-from surogate_optimizer_adamw_8bit.codes import BLOCK, Codebook, codebook
+from surogate_native_adam8.codes import BLOCK, Codebook, codebook
 
 SMALL = 4096
 """Tensors below this many values keep float32 moments."""

@@ -51,7 +51,7 @@ class Codebook:
         blocks = values.view(-1, BLOCK)
         torch.amax(blocks.abs(), dim=1, out=absmax)
         # a block of zeros has scale 0 and codes of value 0
-        blocks.div_(absmax.clamp(min=torch.finfo(torch.float32).tiny)[:, None])
+        blocks.mul_(absmax.clamp(min=torch.finfo(torch.float32).tiny).reciprocal_()[:, None])
         cells = values.view(torch.int32).bitwise_right_shift(16)
         if self.offset:
             cells.add_(self.offset)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import bitsandbytes
 import pytest
 import torch
-from surogate_optimizer_adamw_8bit.codes import BLOCK, codebook, dynamic_map
+from surogate_native_adam8.codes import BLOCK, codebook, dynamic_map
 
 CPU = torch.device("cpu")
 

@@ -1,0 +1,104 @@
+// One AdamW update of blocks of 256 values whose moments are held in the dynamic 8-bit format; the rule is in reference.py, the format
+// in codes.py. The functions work on N values at a time: 16 in each thread of the GPU, a whole block on the CPU.
+#pragma once
+#include "surogate_device.h"
+
+namespace adam8 {
+constexpr int BLOCK = 256, ROW = 4096;
+// The upper 16 bits of float32 values from 2^-24 to 1 number the cells of the tables; smaller values lie below every boundary.
+constexpr int FIRST = 0x3380, CELLS = 0x3f80 - FIRST + 1;
+constexpr uint32_t INFINITE = 0x7f800000u, NOT_A_NUMBER = 0x7fc0;
+constexpr float TINY = 1.1754943508222875e-38f, LARGEST = 3.4028234663852886e38f;
+
+// Of one moment: what a code stands for, the boundary above it, and the code at the lower end of each cell.
+template <int SIGNS>
+struct Table {
+    float values[256], bounds[256];
+    uint8_t cells[SIGNS * CELLS];
+    static constexpr int SIDES = SIGNS;
+};
+struct Tables {
+    Table<2> m;
+    Table<1> v;
+};
+
+struct Hyper {
+    float lr, correction, beta1, left1, beta2, left2, epsilon, scale;
+};
+
+// A parameter: its values lie in the arena from `start`, a multiple of the block. `grad` may be null, which is a gradient of 0.
+struct Segment {
+    void* param;
+    const void* grad;
+    int64_t start, count;
+    float decay;
+    int bfloat16;
+};
+
+// Everything by position in the arena. Blocks below `coded` have codes and scales, the others exact moments. Without `remainder`
+// bfloat16 values are rounded by noise: the sum of one number by position in a row of 4096 and one by row.
+struct Arena {
+    uint8_t *m_codes, *v_codes;
+    float *m_absmax, *v_absmax, *m_exact, *v_exact;
+    short* remainder;
+    const short *noise, *noise_of_rows;
+    const Hyper* hyper;
+    const Tables* tables;
+    const Segment* segments;
+    const int* owners;
+    int64_t coded;
+};
+
+template <class Table>
+SUROGATE_INLINE uint32_t encode(const Table& table, float value) {
+    const uint32_t bits = __float_as_uint(value);
+    int cell = min(max(int((bits & 0x7fffffffu) >> 16), FIRST) - FIRST, CELLS - 1);
+    if (Table::SIDES == 2) cell += int(bits >> 31) * CELLS;
+    const uint32_t base = table.cells[cell];
+    return base + (value > table.bounds[base]);
+}
+
+template <int N>
+SUROGATE_INLINE void update(const Hyper& hyper, float decay, const float* g, float* p, float* m, float* v) {
+    const float rate = hyper.lr * hyper.correction, kept = 1.0f - hyper.lr * decay;
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        const float grad = g[i] * hyper.scale;
+        const float first = hyper.beta1 * m[i] + hyper.left1 * grad;
+        const float second = hyper.beta2 * v[i] + hyper.left2 * grad * grad;
+        const bool good = second <= LARGEST;  // the square of every gradient is in it
+        m[i] = good ? first : 0.0f;
+        v[i] = good ? second : 0.0f;
+        const float moved = p[i] - m[i] / (sqrtf(v[i]) + hyper.epsilon) * rate;
+        p[i] = good ? moved * kept : p[i];
+    }
+}
+
+// The bits of max |x|, which order like the values.
+template <int N>
+SUROGATE_INLINE uint32_t largest(const float* x) {
+    uint32_t most = 0;
+#pragma unroll
+    for (int i = 0; i < N; i++) most = max(most, __float_as_uint(x[i]) & 0x7fffffffu);
+    return most;
+}
+
+template <int N>
+SUROGATE_INLINE void from_bfloat16(const uint16_t* raw, const short* remainder, float* p) {
+#pragma unroll
+    for (int i = 0; i < N; i++) p[i] = __uint_as_float((uint32_t(raw[i]) << 16) + (remainder ? uint32_t(int(remainder[i])) : 0u));
+}
+
+// To the nearest, ties away from zero, and what is left; or up and down by `noise`.
+template <int N>
+SUROGATE_INLINE void to_bfloat16(const float* p, short* remainder, const short* noise, short of_row, uint16_t* raw) {
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        const uint32_t bits = __float_as_uint(p[i]);
+        const int added = remainder ? 0 : int(short(noise[i] + of_row));
+        const uint32_t upper = (bits + uint32_t(added) + 0x8000u) >> 16;
+        if (remainder) remainder[i] = short(bits - (upper << 16));
+        raw[i] = uint16_t((bits & 0x7fffffffu) > INFINITE ? NOT_A_NUMBER : upper);
+    }
+}
+}  // namespace adam8
