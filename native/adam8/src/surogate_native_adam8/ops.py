@@ -63,6 +63,26 @@ class States:
     exact: tuple[Tensor, Tensor]
     remainder: Tensor | None = None
 
+    @property
+    def coded(self) -> int:
+        """Blocks with codes; they come first."""
+        return len(self.absmax[0])
+
+    def part(self, first: int, last: int) -> States:
+        """Views of blocks ``first`` to ``last``."""
+        low, high = min(first, self.coded), min(last, self.coded)
+        exact = slice((first - low) * BLOCK, (last - high) * BLOCK)
+        return States(
+            codes=_both(self.codes, slice(low * BLOCK, high * BLOCK)),
+            absmax=_both(self.absmax, slice(low, high)),
+            exact=_both(self.exact, exact),
+            remainder=None if self.remainder is None else self.remainder[first * BLOCK : last * BLOCK],
+        )
+
+
+def _both(pair: tuple[Tensor, Tensor], place: slice) -> tuple[Tensor, Tensor]:
+    return pair[0][place], pair[1][place]
+
 
 class Update:
     """The update of parameters (contiguous, bfloat16 or float32) in an arena of ``blocks`` blocks, of which the first ``coded`` have
@@ -146,15 +166,25 @@ def _tables(books: tuple[Codebook, Codebook]) -> Tensor:
     """Bytes of ``Tables`` in adam8.h."""
     parts = []
     for book in books:
-        positive = book.bases[book.offset + FIRST_CELL : book.offset + LAST_CELL + 1]
-        sides = [positive, book.bases[FIRST_CELL : LAST_CELL + 1]] if book.offset else [positive]
-        cells = torch.cat(sides).cpu()
-        bounds = (book.values[:-1] + book.values[1:]).cpu() / 2
+        bases, bounds = book.bases.cpu().to(torch.int32), book.bounds.cpu().view(torch.int32)
+        upper = torch.arange(FIRST_CELL, LAST_CELL + 1, dtype=torch.int32)
+        cells = [_entries(bases[book.offset + upper], bounds[book.offset + upper], upper, 1)]
         if book.offset:
-            bounds[book.zero - 1] = book.bounds.cpu()[book.offset - 1]
-        floats = torch.cat([book.values.cpu(), bounds, torch.tensor([torch.inf])])
-        parts += [floats.view(torch.uint8), cells, torch.zeros(-len(cells) % 4, dtype=torch.uint8)]
+            cells.append(_entries(bases[upper], bounds[upper], upper - book.offset, -1))
+        parts += [book.values.cpu().view(torch.int32), *cells]
     return torch.cat(parts)
+
+
+def _entries(bases: Tensor, bounds: Tensor, upper: Tensor, sign: int) -> Tensor:
+    """For cells of one sign, given the code at their lower end and the bits of the boundary above it. A value is above a boundary of
+    its cell when its lower bits are; for negative values these grow downwards, and a tie goes down."""
+    inside = (bounds >> 16 == upper).to(torch.int32)
+    lower = bounds & 0xFFFF
+    if sign > 0:
+        return (torch.where(inside == 1, lower, 0xFFFF) << 16) | (bases + inside) << 8 | bases
+    # the code at the end near 0 comes first; with a boundary at that very end no value of the cell has it
+    near = bases + torch.where(lower > 0, inside, 0)
+    return (torch.where((inside == 1) & (lower > 0), lower - 1, 0xFFFF) << 16) | bases << 8 | near
 
 
 _kernels = Kernels(SOURCE)

@@ -87,7 +87,10 @@ SUROGATE_INLINE void encode16(const Table& table, float absmax, const float* val
     const float factor = 1.0f / max(absmax, TINY);
     uint8_t own[OWN];
 #pragma unroll
-    for (int i = 0; i < OWN; i++) own[i] = uint8_t(encode(table, values[i] * factor));
+    for (int i = 0; i < OWN; i++) {
+        const uint32_t bits = scaled(values[i], factor);
+        own[i] = code_of(bits, table.cells[cell_of<Table>(bits)]);
+    }
     put(codes, own);
 }
 SUROGATE_INLINE float over_lanes(uint32_t most) {
@@ -183,6 +186,30 @@ extern "C" __global__ void __launch_bounds__(THREADS) adam8_update(const Arena* 
 #define FOR_EACH_PROCESSOR
 #endif
 
+// Lookups of a block, one by one: instructions that gather are slower on many processors.
+template <class Index, class Value>
+SUROGATE_INLINE void look_up(const Value* table, const Index* places, Value* found) {
+    for (int i = 0; i < BLOCK; i++) {
+        __asm__("" ::: "memory");
+        found[i] = table[places[i]];
+    }
+}
+template <class Table>
+SUROGATE_INLINE void decode_block(const Table& table, const uint8_t* codes, float absmax, float* values) {
+    look_up(table.values, codes, values);
+    for (int i = 0; i < BLOCK; i++) values[i] *= absmax;
+}
+template <class Table>
+SUROGATE_INLINE void encode_block(const Table& table, float absmax, const float* values, uint8_t* codes) {
+    const float factor = 1.0f / max(absmax, TINY);
+    uint32_t bits[BLOCK], entries[BLOCK];
+    uint16_t cells[BLOCK];
+    for (int i = 0; i < BLOCK; i++) bits[i] = scaled(values[i], factor);
+    for (int i = 0; i < BLOCK; i++) cells[i] = uint16_t(cell_of<Table>(bits[i]));
+    look_up(table.cells, cells, entries);
+    for (int i = 0; i < BLOCK; i++) codes[i] = code_of(bits[i], entries[i]);
+}
+
 extern "C" FOR_EACH_PROCESSOR void adam8_blocks(const Arena* arena, int64_t first, int64_t last) {
     const Hyper hyper = *arena->hyper;
     const Tables& tables = *arena->tables;
@@ -210,8 +237,8 @@ extern "C" FOR_EACH_PROCESSOR void adam8_blocks(const Arena* arena, int64_t firs
         const int64_t exact = position - arena->coded * BLOCK;
         if (coded) {
             const float m_scale = arena->m_absmax[block], v_scale = arena->v_absmax[block];
-            for (int i = 0; i < BLOCK; i++) m[i] = tables.m.values[m_codes[i]] * m_scale;
-            for (int i = 0; i < BLOCK; i++) v[i] = tables.v.values[v_codes[i]] * v_scale;
+            decode_block(tables.m, m_codes, m_scale, m);
+            decode_block(tables.v, v_codes, v_scale, v);
         } else {
             memcpy(m, arena->m_exact + exact, sizeof m);
             memcpy(v, arena->v_exact + exact, sizeof v);
@@ -219,10 +246,9 @@ extern "C" FOR_EACH_PROCESSOR void adam8_blocks(const Arena* arena, int64_t firs
         update<BLOCK>(hyper, segment.decay, g, p, m, v);
         if (coded) {
             const float m_absmax = __uint_as_float(largest<BLOCK>(m)), v_absmax = __uint_as_float(largest<BLOCK>(v));
-            const float m_factor = 1.0f / max(m_absmax, TINY), v_factor = 1.0f / max(v_absmax, TINY);
             arena->m_absmax[block] = m_absmax, arena->v_absmax[block] = v_absmax;
-            for (int i = 0; i < BLOCK; i++) m_codes[i] = uint8_t(encode(tables.m, m[i] * m_factor));
-            for (int i = 0; i < BLOCK; i++) v_codes[i] = uint8_t(encode(tables.v, v[i] * v_factor));
+            encode_block(tables.m, m_absmax, m, m_codes);
+            encode_block(tables.v, v_absmax, v, v_codes);
         } else {
             memcpy(arena->m_exact + exact, m, sizeof m);
             memcpy(arena->v_exact + exact, v, sizeof v);
@@ -235,5 +261,11 @@ extern "C" FOR_EACH_PROCESSOR void adam8_blocks(const Arena* arena, int64_t firs
             memcpy(static_cast<float*>(segment.param) + at, p, count * 4);
         }
     }
+}
+
+extern "C" uint32_t host_code(const Tables* tables, int moment, float value) {
+    const uint32_t bits = scaled(value, 1.0f);
+    if (moment == 0) return code_of(bits, tables->m.cells[cell_of<Table<2>>(bits)]);
+    return code_of(bits, tables->v.cells[cell_of<Table<1>>(bits)]);
 }
 #endif

@@ -5,16 +5,18 @@
 
 namespace adam8 {
 constexpr int BLOCK = 256, ROW = 4096;
-// The upper 16 bits of float32 values from 2^-24 to 1 number the cells of the tables; smaller values lie below every boundary.
+// The upper 16 bits of float32 values from 2^-24 to 1 number the cells of the tables. A cell has at most one boundary between two codes;
+// smaller values lie below all of them.
 constexpr int FIRST = 0x3380, CELLS = 0x3f80 - FIRST + 1;
 constexpr uint32_t INFINITE = 0x7f800000u, NOT_A_NUMBER = 0x7fc0;
 constexpr float TINY = 1.1754943508222875e-38f, LARGEST = 3.4028234663852886e38f;
 
-// Of one moment: what a code stands for, the boundary above it, and the code at the lower end of each cell.
+// Of one moment: what a code stands for, and for each cell (of positive values, then of negative ones) the two codes in it: bits 0 to
+// 7 and 8 to 15, the second one for values whose lower 16 bits are above the entry's upper 16.
 template <int SIGNS>
 struct Table {
-    float values[256], bounds[256];
-    uint8_t cells[SIGNS * CELLS];
+    float values[256];
+    uint32_t cells[SIGNS * CELLS];
     static constexpr int SIDES = SIGNS;
 };
 struct Tables {
@@ -49,14 +51,16 @@ struct Arena {
     int64_t coded;
 };
 
+// Where the entry of a value is, and which of its codes the value has.
 template <class Table>
-SUROGATE_INLINE uint32_t encode(const Table& table, float value) {
-    const uint32_t bits = __float_as_uint(value);
-    int cell = min(max(int((bits & 0x7fffffffu) >> 16), FIRST) - FIRST, CELLS - 1);
-    if (Table::SIDES == 2) cell += int(bits >> 31) * CELLS;
-    const uint32_t base = table.cells[cell];
-    return base + (value > table.bounds[base]);
+SUROGATE_INLINE int cell_of(uint32_t bits) {
+    const int cell = min(max(int((bits & 0x7fffffffu) >> 16), FIRST) - FIRST, CELLS - 1);
+    return Table::SIDES == 2 ? cell + int(bits >> 31) * CELLS : cell;
 }
+SUROGATE_INLINE uint8_t code_of(uint32_t bits, uint32_t entry) { return uint8_t((bits & 0xffffu) > entry >> 16 ? entry >> 8 : entry); }
+
+// -0 is 0.
+SUROGATE_INLINE uint32_t scaled(float value, float factor) { return __float_as_uint(value * factor + 0.0f); }
 
 template <int N>
 SUROGATE_INLINE void update(const Hyper& hyper, float decay, const float* g, float* p, float* m, float* v) {
