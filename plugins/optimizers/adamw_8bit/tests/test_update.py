@@ -1,13 +1,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import bitsandbytes
 import pytest
 import torch
-from bitsandbytes.backends.cpu import ops as cpu_kernels
 from safetensors.torch import load_file, save_file
 from surogate_optimizer_adamw_8bit import update
 from surogate_optimizer_adamw_8bit.plugin import register_optimizers
@@ -55,27 +53,6 @@ def rule(request: pytest.FixtureRequest) -> AdamW8bit:
     return AdamW8bit(beta1=0.9, beta2=0.99, epsilon=1e-8, kernels=request.param)
 
 
-@pytest.fixture(autouse=True)
-def eager() -> Iterator[None]:
-    """bitsandbytes compiles its update of small tensors, which takes most of a minute."""
-    with torch.compiler.set_stance("force_eager"):
-        yield
-
-
-@pytest.fixture
-def exact_codes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let bitsandbytes' CPU update quantise by its portable kernel, which searches for the nearest code: the CPU kernel takes a
-    neighbour for 3 % of the values."""
-    kernel = torch.ops.bitsandbytes.quantize_blockwise.default
-
-    def quantize(values: Tensor, code: Tensor, absmax: Tensor, out: Tensor, blocksize: int) -> None:
-        codes, scales = kernel._op_dk(torch._C.DispatchKey.CompositeExplicitAutograd, values, code, blocksize)
-        out.copy_(codes)
-        absmax.copy_(scales)
-
-    monkeypatch.setattr(cpu_kernels, "_quant_blockwise_fp32_direct", quantize)
-
-
 def bitsandbytes_optimizer(params: list[nn.Parameter], weight_decay: float = 0.0) -> Any:
     return bitsandbytes.optim.AdamW8bit(params, lr=1e-3, betas=(0.9, 0.99), eps=1e-8, weight_decay=weight_decay)
 
@@ -83,8 +60,7 @@ def bitsandbytes_optimizer(params: list[nn.Parameter], weight_decay: float = 0.0
 @pytest.mark.usefixtures("exact_codes")
 @pytest.mark.parametrize("chunk", [512, 1 << 18])
 def test_fifty_steps_each_from_the_state_of_bitsandbytes(rule: AdamW8bit, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
-    """Codes, scales and parameters after each step, both starting from what bitsandbytes had: its CPU code lacks the sign rule, so
-    states may differ in code 126 for 127 and nowhere else."""
+    """Codes, scales and parameters after each step, both starting from what bitsandbytes had."""
     monkeypatch.setitem(update.CHUNK, "cpu", chunk)
     theirs, ours = parameters(), parameters()
     reference, state = bitsandbytes_optimizer(theirs), rule.bind([group(ours)], seed=1)
@@ -103,12 +79,11 @@ def test_fifty_steps_each_from_the_state_of_bitsandbytes(rule: AdamW8bit, monkey
             for moment, code, absmax in (("m", "state1", "absmax1"), ("v", "state2", "absmax2")):
                 got = mine[f"layer{index}.weight.{moment}"]
                 if one.numel() < 4096:
-                    torch.testing.assert_close(got, entry[code], rtol=1e-5, atol=1e-12)
+                    torch.testing.assert_close(got, entry[code], rtol=1e-5, atol=2e-11 if moment == "m" else 1e-15)  # m may cancel
                     got.copy_(entry[code])
                     continue
                 torch.testing.assert_close(mine[f"layer{index}.weight.{moment}_absmax"], entry[absmax], rtol=1e-6, atol=0)
-                signed = (got == 126) & (entry[code] == 127) if moment == "m" else torch.zeros_like(got, dtype=torch.bool)
-                differences += int(((got != entry[code]) & ~signed).sum())
+                differences += int((got != entry[code]).sum())
                 assert (got.int() - entry[code].int()).abs().max() <= 1
                 codes += got.numel()
                 got.copy_(entry[code])

@@ -88,7 +88,7 @@ SUROGATE_INLINE void encode16(const Table& table, float absmax, const float* val
     uint8_t own[OWN];
 #pragma unroll
     for (int i = 0; i < OWN; i++) {
-        const uint32_t bits = scaled(values[i], factor);
+        const uint32_t bits = __float_as_uint(values[i] * factor);
         own[i] = code_of(bits, table.cells[cell_of<Table>(bits)]);
     }
     put(codes, own);
@@ -116,14 +116,17 @@ extern "C" __global__ void __launch_bounds__(THREADS) adam8_update(const Arena* 
         const int64_t at = position - segment.start;
         const bool coded = block < arena.coded, writes = base + group < last;
         float p[OWN], g[OWN], m[OWN], v[OWN];
-        short remainder[OWN];
         if (segment.bfloat16) {
             uint16_t raw[OWN];
             take_some(segment.param, at, segment.count, raw);
-            if (arena.remainder) take(arena.remainder + position, remainder);
-            from_bfloat16<OWN>(raw, arena.remainder ? remainder : nullptr, p);
+            from_bfloat16<OWN>(raw, p);
+            if (arena.remainder) {
+                short remainder[OWN];
+                take(arena.remainder + position, remainder);
+                add_remainder<OWN>(remainder, p);
+            }
             if (segment.grad) take_some(segment.grad, at, segment.count, raw);
-            from_bfloat16<OWN>(raw, nullptr, g);
+            from_bfloat16<OWN>(raw, g);
         } else {
             uint32_t raw[OWN];
             take_some(segment.param, at, segment.count, raw);
@@ -161,12 +164,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) adam8_update(const Arena* 
         if (segment.bfloat16) {
             uint16_t raw[OWN];
             if (arena.remainder) {
-                to_bfloat16<OWN>(p, remainder, nullptr, 0, raw);
+                short remainder[OWN];
+                split<OWN>(p, remainder, raw);
                 put(arena.remainder + position, remainder);
             } else {
                 short noise[OWN];
                 take(arena.noise + position % ROW, noise);
-                to_bfloat16<OWN>(p, nullptr, noise, arena.noise_of_rows[position / ROW], raw);
+                round_by<OWN>(p, noise, arena.noise_of_rows[position / ROW], raw);
             }
             put_some(segment.param, at, segment.count, raw);
         } else {
@@ -204,7 +208,7 @@ SUROGATE_INLINE void encode_block(const Table& table, float absmax, const float*
     const float factor = 1.0f / max(absmax, TINY);
     uint32_t bits[BLOCK], entries[BLOCK];
     uint16_t cells[BLOCK];
-    for (int i = 0; i < BLOCK; i++) bits[i] = scaled(values[i], factor);
+    for (int i = 0; i < BLOCK; i++) bits[i] = __float_as_uint(values[i] * factor);
     for (int i = 0; i < BLOCK; i++) cells[i] = uint16_t(cell_of<Table>(bits[i]));
     look_up(table.cells, cells, entries);
     for (int i = 0; i < BLOCK; i++) codes[i] = code_of(bits[i], entries[i]);
@@ -225,9 +229,10 @@ extern "C" FOR_EACH_PROCESSOR void adam8_blocks(const Arena* arena, int64_t firs
         if (count < BLOCK) memset(p, 0, sizeof p), memset(g, 0, sizeof g), memset(raw, 0, sizeof raw);
         if (segment.bfloat16) {
             memcpy(raw, static_cast<const uint16_t*>(segment.param) + at, count * 2);
-            from_bfloat16<BLOCK>(raw, remainder, p);
+            from_bfloat16<BLOCK>(raw, p);
+            if (remainder) add_remainder<BLOCK>(remainder, p);
             if (segment.grad) memcpy(raw, static_cast<const uint16_t*>(segment.grad) + at, count * 2);
-            from_bfloat16<BLOCK>(raw, nullptr, g);
+            from_bfloat16<BLOCK>(raw, g);
         } else {
             memcpy(p, static_cast<const float*>(segment.param) + at, count * 4);
             if (segment.grad) memcpy(g, static_cast<const float*>(segment.grad) + at, count * 4);
@@ -254,8 +259,10 @@ extern "C" FOR_EACH_PROCESSOR void adam8_blocks(const Arena* arena, int64_t firs
             memcpy(arena->v_exact + exact, v, sizeof v);
         }
         if (segment.bfloat16) {
-            const short of_row = remainder ? 0 : arena->noise_of_rows[position / ROW];
-            to_bfloat16<BLOCK>(p, remainder, remainder ? nullptr : arena->noise + position % ROW, of_row, raw);
+            if (remainder)
+                split<BLOCK>(p, remainder, raw);
+            else
+                round_by<BLOCK>(p, arena->noise + position % ROW, arena->noise_of_rows[position / ROW], raw);
             memcpy(static_cast<uint16_t*>(segment.param) + at, raw, count * 2);
         } else {
             memcpy(static_cast<float*>(segment.param) + at, p, count * 4);
@@ -264,7 +271,7 @@ extern "C" FOR_EACH_PROCESSOR void adam8_blocks(const Arena* arena, int64_t firs
 }
 
 extern "C" uint32_t host_code(const Tables* tables, int moment, float value) {
-    const uint32_t bits = scaled(value, 1.0f);
+    const uint32_t bits = __float_as_uint(value);
     if (moment == 0) return code_of(bits, tables->m.cells[cell_of<Table<2>>(bits)]);
     return code_of(bits, tables->v.cells[cell_of<Table<1>>(bits)]);
 }

@@ -59,9 +59,6 @@ SUROGATE_INLINE int cell_of(uint32_t bits) {
 }
 SUROGATE_INLINE uint8_t code_of(uint32_t bits, uint32_t entry) { return uint8_t((bits & 0xffffu) > entry >> 16 ? entry >> 8 : entry); }
 
-// -0 is 0.
-SUROGATE_INLINE uint32_t scaled(float value, float factor) { return __float_as_uint(value * factor + 0.0f); }
-
 template <int N>
 SUROGATE_INLINE void update(const Hyper& hyper, float decay, const float* g, float* p, float* m, float* v) {
     const float rate = hyper.lr * hyper.correction, kept = 1.0f - hyper.lr * decay;
@@ -88,21 +85,33 @@ SUROGATE_INLINE uint32_t largest(const float* x) {
 }
 
 template <int N>
-SUROGATE_INLINE void from_bfloat16(const uint16_t* raw, const short* remainder, float* p) {
+SUROGATE_INLINE void from_bfloat16(const uint16_t* raw, float* p) {
 #pragma unroll
-    for (int i = 0; i < N; i++) p[i] = __uint_as_float((uint32_t(raw[i]) << 16) + (remainder ? uint32_t(int(remainder[i])) : 0u));
+    for (int i = 0; i < N; i++) p[i] = __uint_as_float(uint32_t(raw[i]) << 16);
+}
+template <int N>
+SUROGATE_INLINE void add_remainder(const short* remainder, float* p) {
+#pragma unroll
+    for (int i = 0; i < N; i++) p[i] = __uint_as_float(__float_as_uint(p[i]) + uint32_t(int(remainder[i])));
 }
 
-// To the nearest, ties away from zero, and what is left; or up and down by `noise`.
+SUROGATE_INLINE uint16_t upper_of(float value, uint32_t bits) {
+    return uint16_t((__float_as_uint(value) & 0x7fffffffu) > INFINITE ? NOT_A_NUMBER : bits >> 16);
+}
+// To the nearest bfloat16, ties away from zero, and what is left.
 template <int N>
-SUROGATE_INLINE void to_bfloat16(const float* p, short* remainder, const short* noise, short of_row, uint16_t* raw) {
+SUROGATE_INLINE void split(const float* p, short* remainder, uint16_t* raw) {
 #pragma unroll
     for (int i = 0; i < N; i++) {
-        const uint32_t bits = __float_as_uint(p[i]);
-        const int added = remainder ? 0 : int(short(noise[i] + of_row));
-        const uint32_t upper = (bits + uint32_t(added) + 0x8000u) >> 16;
-        if (remainder) remainder[i] = short(bits - (upper << 16));
-        raw[i] = uint16_t((bits & 0x7fffffffu) > INFINITE ? NOT_A_NUMBER : upper);
+        const uint32_t bits = __float_as_uint(p[i]), nearest = bits + 0x8000u;
+        remainder[i] = short(bits - (nearest & 0xffff0000u));
+        raw[i] = upper_of(p[i], nearest);
     }
+}
+// Up or down by the sum of two numbers, modulo 2^16.
+template <int N>
+SUROGATE_INLINE void round_by(const float* p, const short* noise, short of_row, uint16_t* raw) {
+#pragma unroll
+    for (int i = 0; i < N; i++) raw[i] = upper_of(p[i], __float_as_uint(p[i]) + uint32_t(int(short(noise[i] + of_row))) + 0x8000u);
 }
 }  // namespace adam8
