@@ -31,17 +31,19 @@ def pieces(device: StandIn, count: int) -> list[list[Tensor]]:
 def test_each_piece_comes_as_it_is_and_goes_back_as_it_was_left(order: Order, count: int) -> None:
     device = StandIn(order)
     held = pieces(device, count)
-    seen = []
-    for parts in in_turns(device, held):
-        seen.append([part.clone() for part in parts])
-        for part in parts:
-            part.add_(1)
+    for turn in range(3):
+        seen = []
+        for parts in in_turns(device, held):
+            seen.append([part.clone() for part in parts])
+            for part in parts:
+                part.add_(1)
+        for index, before in enumerate(seen):
+            assert [tensor.unique().tolist() for tensor in before] == [[index + turn], [index / 2 + turn]]
     device.settle()
-    for index, (before, after) in enumerate(zip(seen, held, strict=True)):
-        assert [tensor.unique().tolist() for tensor in before] == [[index], [index / 2]]
-        assert [tensor.unique().tolist() for tensor in after] == [[index + 1], [index / 2 + 1]]
-    assert device.copies == {"in": 2 * count, "out": 2 * count}
-    size = sum(tensor.nbytes for piece in held for tensor in piece)
+    for index, after in enumerate(held):
+        assert [tensor.unique().tolist() for tensor in after] == [[index + 3], [index / 2 + 3]]
+    assert device.copies == {"in": 3 * 2 * count, "out": 3 * 2 * count}
+    size = 3 * sum(tensor.nbytes for piece in held for tensor in piece)
     assert device.bytes == {"in": size, "out": size}
 
 

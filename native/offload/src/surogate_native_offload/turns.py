@@ -15,7 +15,8 @@ ALIGNED = 256
 
 def in_turns(device: Device, pieces: Sequence[Sequence[Tensor]]) -> Iterator[list[Tensor]]:
     """For each piece, a list of one-dimensional pinned tensors, their copies on the device; what the caller has made of these by the
-    time it asks for the next piece goes back to the host. ``device.settle`` says when the last of it is there."""
+    time it asks for the next piece goes back to the host. What the device computes afterwards comes after the last of these copies;
+    ``device.settle`` is for the host."""
     if not pieces:
         return
     buffers = [device.empty(max(map(_size, pieces)), torch.uint8) for _ in range(min(2, len(pieces)))]
@@ -37,6 +38,8 @@ def in_turns(device: Device, pieces: Sequence[Sequence[Tensor]]) -> Iterator[lis
         done = device.here()
         for host, part in zip(piece, parts, strict=True):
             free[index % len(buffers)] = device.store(host, part, done)  # the last one ends after the others
+    for mark in free:  # or the next pass would bring in what is not there yet
+        device.wait(mark)
 
 
 def size_of_turns(pieces: Sequence[Sequence[Tensor]]) -> int:
