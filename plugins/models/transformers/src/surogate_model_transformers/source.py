@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from surogate_core.contracts import Batch, Context, Outline, Storage
-from surogate_model_transformers import config, experts, export, held, load, loss, routing, sites, slots, vision
+from surogate_model_transformers import config, experts, export, held, load, loss, residual, routing, sites, slots, vision
 from surogate_model_transformers.plugin import Options, Settings
 
 
@@ -55,7 +55,10 @@ class Transformers:
                 if own.qlora_offload_experts:
                     stack.set_storages(stack.storages, experts.to_device)
 
-        return load.load_model(self.hf_config, self.settings, device=device, source=weights, prepare=fill, notice=notice)
+        model = load.load_model(self.hf_config, self.settings, device=device, source=weights, prepare=fill, notice=notice)
+        if own.offload_residual:
+            residual.offload_residuals(self.blocks(model), device)
+        return model
 
     def ready(self, model: nn.Module) -> str | None:
         self.routing = routing.routing_of(model, self.settings.own)
