@@ -4,13 +4,14 @@
     python bench/optim.py --quick                  # 10 million, fewer rounds
     python bench/optim.py --sizes 10,100 --dtypes bf16 --rounds 9 --output results.json
 
-The parameters are those of decoder layers (width w: four matrices of w x w, three of w x 4w, two norms) and an embedding. All sides
-update the same parameters from the same gradients in one process and take turns, so that what else the machine does falls on all of
-them; the order of a round changes from round to round. Times are medians and (smallest-largest) over the rounds after the first; a
-ratio is taken within a round. Needs bitsandbytes for its side; without it that side is left out. ``OMP_NUM_THREADS`` sets the threads.
+The parameters are those of decoder layers (width w: four matrices of w x w, three of w x 4w, two norms) and an embedding. All
+sides update the same parameters from the same gradients in one process and take turns, so that what else the machine does falls
+on all of them; the order of a round changes from round to round. Times are medians and (smallest-largest) over the rounds after
+the first; a ratio is taken within a round. Needs bitsandbytes for its side; without it that side is left out. ``OMP_NUM_THREADS``
+sets the threads.
 
-On a GPU the times are of events around each update, and the bytes that an update has to move are divided by its time and by the rate
-of a copy on the same device: the share of copy bandwidth.
+On a GPU the times are of events around each update, and the bytes that an update has to move are divided by its time and by the
+rate of a copy on the same device: the share of copy bandwidth.
 """
 
 from __future__ import annotations
@@ -147,7 +148,9 @@ def show(result: dict[str, Any]) -> None:
     print(f"\n{result['parameters'] / 1e6:.1f} million parameters, {result['dtype']}")
     for name, figures in result["sides"].items():
         middle, least, most = figures["ms"]
-        ratios = "".join(f"  {key} {values[0]:.2f} ({values[1]:.2f}-{values[2]:.2f})" for key, values in figures.items() if key != "ms")
+        ratios = "".join(
+            f"  {key} {values[0]:.2f} ({values[1]:.2f}-{values[2]:.2f})" for key, values in figures.items() if key != "ms"
+        )
         print(f"  {name:24s} {middle:9.1f} ms ({least:.1f}-{most:.1f}){ratios}")
     if share := result.get("share of copy bandwidth"):
         print(f"  adamw_8bit, native: {share:.0%} of copy bandwidth")

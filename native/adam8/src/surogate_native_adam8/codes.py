@@ -7,8 +7,8 @@ The nearest code is found without a search. The upper 16 bits of a float32 name 
 boundary between two codes lies inside; a table of 65,536 cells gives the code at the cell's lower end and that boundary, and one
 comparison decides. Ties go to the smaller value.
 
-bitsandbytes' CUDA kernel, unlike its CPU code, never lets a negative moment become 0. Then a value that gets no more gradients keeps
-the smallest negative m while its v becomes 0, and moves up for ever by that m over epsilon; here it comes to rest.
+bitsandbytes' CUDA kernel, unlike its CPU code, never lets a negative moment become 0. Then a value that gets no more gradients
+keeps the smallest negative m while its v becomes 0, and moves up for ever by that m over epsilon; here it comes to rest.
 """
 
 from __future__ import annotations

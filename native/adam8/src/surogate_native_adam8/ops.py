@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import struct
 import warnings
 from collections.abc import Callable, Sequence
@@ -85,8 +86,8 @@ def _both(pair: tuple[Tensor, Tensor], place: slice) -> tuple[Tensor, Tensor]:
 
 
 class Update:
-    """The update of parameters (contiguous, bfloat16 or float32) in an arena of ``blocks`` blocks, of which the first ``coded`` have
-    codes. Parameter i starts at ``starts[i]``, a multiple of 256, and has the weight decay ``decays[i]``.
+    """The update of parameters (contiguous, bfloat16 or float32) in an arena of ``blocks`` blocks, of which the first ``coded``
+    have codes. Parameter i starts at ``starts[i]``, a multiple of 256, and has the weight decay ``decays[i]``.
 
     ``run`` is called with the table of addresses, the first and the last block: by default the kernel of the device.
     """
@@ -176,8 +177,8 @@ def _tables(books: tuple[Codebook, Codebook]) -> Tensor:
 
 
 def _entries(bases: Tensor, bounds: Tensor, upper: Tensor, sign: int) -> Tensor:
-    """For cells of one sign, given the code at their lower end and the bits of the boundary above it. A value is above a boundary of
-    its cell when its lower bits are; for negative values these grow downwards, and a tie goes down."""
+    """For cells of one sign, given the code at their lower end and the bits of the boundary above it. A value is above a boundary
+    of its cell when its lower bits are; for negative values these grow downwards, and a tie goes down."""
     inside = (bounds >> 16 == upper).to(torch.int32)
     lower = bounds & 0xFFFF
     if sign > 0:
@@ -206,7 +207,7 @@ def _spread(arena: Tensor, first: int, last: int) -> None:
     work = _program().function("adam8_blocks", None, c_void_p, c_int64, c_int64)
     threads = min(torch.get_num_threads(), max(1, (last - first) // SHARE))
     ends = [first + (last - first) * part // threads for part in range(threads + 1)]
-    jobs = [_pool(threads).submit(work, arena.data_ptr(), start, end) for start, end in zip(ends[1:], ends[2:], strict=False)]
+    jobs = [_pool(threads).submit(work, arena.data_ptr(), start, end) for start, end in itertools.pairwise(ends[1:])]
     work(arena.data_ptr(), ends[0], ends[1])
     for job in jobs:
         job.result()

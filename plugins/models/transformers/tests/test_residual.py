@@ -1,4 +1,5 @@
-"""The inputs of the layers in the memory of the host, on a device for tests: equal losses and gradients, two of them on the device."""
+"""The inputs of the layers in the memory of the host, on a device for tests: equal losses and gradients, two of them on the
+device."""
 
 from __future__ import annotations
 
@@ -11,15 +12,15 @@ import pytest
 import torch
 from surogate_model_transformers import load, plugin, residual, sites
 from surogate_model_transformers import testing as models_testing
-from surogate_native_offload import StandIn
+from surogate_offload import StandIn
 from torch import nn
 
 import surogate_core
 from surogate_core import testing
 from surogate_core.config import load as load_config
 from surogate_core.errors import PlanError
-from surogate_core.host import load_host
 from surogate_core.hookspecs import hookimpl
+from surogate_core.host import load_host
 from surogate_core.plan import make_plan
 
 LAYERS = 6
@@ -75,12 +76,13 @@ def test_the_device_holds_two_and_the_host_one_a_layer(deep: Path, device: Stand
 
 
 def test_the_inputs_are_not_kept_beside(deep: Path, device: StandIn) -> None:
-    """After the forward pass with recomputation none of the layers' inputs is alive but through the host; without offloading all."""
+    """After the forward pass with recomputation none of the layers' inputs is alive but through the host; without offloading
+    all."""
     for offload in (False, True):
         _, _, model = gradients(deep, True, offload)
         seen: list[weakref.ref[Any]] = []
         for layer in sites.blocks(model)[1]:
-            layer.register_forward_pre_hook(lambda module, args: seen.append(weakref.ref(args[0].untyped_storage())))
+            layer.register_forward_pre_hook(lambda module, args, to=seen: to.append(weakref.ref(args[0].untyped_storage())))
         ids = torch.arange(SHAPE[0] * SHAPE[1]).view(SHAPE)
         loss = model(ids, labels=ids, use_cache=False).loss
         device.settle()

@@ -1,15 +1,16 @@
-"""States in the memory of the host, on a device for tests: the same numbers, less memory of the device, as many copies as stretches."""
+"""States in the memory of the host, on a device for tests: the same numbers, less memory of the device, as many copies as
+stretches."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from surogate_native_offload import StandIn
+from surogate_offload import StandIn
 from surogate_optimizer_adamw_8bit import offload, places, plugin, update
 from surogate_optimizer_adamw_8bit.plugin import Options
 from surogate_optimizer_adamw_8bit.update import AdamW8bit, State
@@ -20,8 +21,8 @@ from surogate_core import testing
 from surogate_core.config import load
 from surogate_core.contracts import ParamGroup
 from surogate_core.errors import PlanError, SurogateError
-from surogate_core.host import load_host
 from surogate_core.hookspecs import hookimpl
+from surogate_core.host import load_host
 from surogate_core.plan import make_plan
 
 SHAPES = [(96, 64), (5000,), (7,), (300, 20), (64,)]
@@ -35,7 +36,7 @@ def small_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(params=["late", "early"])
-def devices(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[StandIn]]:
+def devices(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[StandIn]:
     """Those that were opened."""
     opened: list[StandIn] = []
 
@@ -44,7 +45,7 @@ def devices(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         return opened[-1]
 
     monkeypatch.setattr(offload, "open_device", open_device)
-    yield opened
+    return opened
 
 
 def trained(steps: int, dtype: torch.dtype, masters: bool, kernels: str, **options: bool) -> tuple[list[nn.Parameter], State]:

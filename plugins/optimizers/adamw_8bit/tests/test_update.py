@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from surogate_optimizer_adamw_8bit import update
-from surogate_optimizer_adamw_8bit.plugin import register_optimizers
 from surogate_optimizer_adamw_8bit.places import SMALL
+from surogate_optimizer_adamw_8bit.plugin import register_optimizers
 from surogate_optimizer_adamw_8bit.update import AdamW8bit, build
 from torch import Tensor, nn
 

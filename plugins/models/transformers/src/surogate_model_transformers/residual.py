@@ -1,8 +1,8 @@
 """`offload_residual`: what enters a decoder layer waits for the backward pass in the memory of the host.
 
-Each layer is called with hooks for the tensors that autograd saves. The layer's input goes to pinned memory while the layer is computed,
-and comes back while the layer above it goes backward. With recomputation it is all that a layer keeps, so that the device holds two of
-them whatever the number of layers.
+Each layer is called with hooks for the tensors that autograd saves. The layer's input goes to pinned memory while the layer is
+computed, and comes back while the layer above it goes backward. With recomputation it is all that a layer keeps, so that the
+device holds two of them whatever the number of layers.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from attrs import define, field
-from surogate_native_offload import Cuda, Device, Mark
+from surogate_offload import Cuda, Device, Mark
 from torch import Tensor, nn
 
 

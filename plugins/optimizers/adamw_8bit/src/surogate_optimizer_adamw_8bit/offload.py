@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from attrs import evolve
 from surogate_native_adam8 import BLOCK, States
-from surogate_native_offload import Cuda, Device, in_turns
+from surogate_offload import Cuda, Device, in_turns
 from torch import Tensor
 
 from surogate_optimizer_adamw_8bit.places import Stretch
@@ -70,7 +70,9 @@ class Store:
     def _with(self, part: States, there: Sequence[Tensor]) -> States:
         """The part with its tensors of the host replaced by those on the device."""
         names = [name for name in ("codes", "absmax", "exact") if len(getattr(part, name)[0])]
-        found = {name: (there[2 * at], there[2 * at + 1]) for at, name in enumerate(names)} if self._options.offload_optimizer else {}
+        found = (
+            {name: (there[2 * at], there[2 * at + 1]) for at, name in enumerate(names)} if self._options.offload_optimizer else {}
+        )
         remainder = there[-1] if self._options.offload_master and part.remainder is not None else part.remainder
         return evolve(part, **found, remainder=remainder)
 

@@ -23,7 +23,8 @@ class Options:
     """Options of `optimizer = "adamw_8bit"`."""
 
     offload_optimizer: bool = field(
-        default=False, metadata=doc("Keep the moments in pinned memory of the host; each step brings them to the GPU piece by piece.")
+        default=False,
+        metadata=doc("Keep the moments in pinned memory of the host; each step brings them to the GPU piece by piece."),
     )
     offload_master: bool = field(
         default=False,

@@ -1,9 +1,9 @@
-"""AdamW with both moments in the dynamic 8-bit format; the rule is in ``surogate_native_adam8.reference``. Tensors below 4,096 values
-keep float32 moments.
+"""AdamW with both moments in the dynamic 8-bit format; the rule is in ``surogate_native_adam8.reference``. Tensors below 4,096
+values keep float32 moments.
 
-The states of all parameters lie in flat arenas, each parameter at a multiple of 256. The native update goes through them at once. In
-plain torch it is a stretch at a time, so that float32 moments exist for one stretch only and small parameters share one vectorised
-update. With ``offload_optimizer`` the arenas lie in the memory of the host (``offload.py``).
+The states of all parameters lie in flat arenas, each parameter at a multiple of 256. The native update goes through them at once.
+In plain torch it is a stretch at a time, so that float32 moments exist for one stretch only and small parameters share one
+vectorised update. With ``offload_optimizer`` the arenas lie in the memory of the host (``offload.py``).
 """
 
 from __future__ import annotations
@@ -118,9 +118,7 @@ class State:
             update_(param, grad, *states.exact, lr, rates, stretch.weight_decay)
         self._scatter(stretch, param, states.remainder, noise)
 
-    def _scatter(
-        self, stretch: Stretch, values: Tensor, remainder: Tensor | None, noise: tuple[Tensor, Tensor] | None
-    ) -> None:
+    def _scatter(self, stretch: Stretch, values: Tensor, remainder: Tensor | None, noise: tuple[Tensor, Tensor] | None) -> None:
         rounded = None if remainder is None else split_(values, remainder)
         for param, first, last, offset in stretch.pieces:
             target = param.detach().view(-1)[first:last]

@@ -39,8 +39,8 @@ class Device(Protocol):
 
 
 class Cuda:
-    """The current CUDA device: a stream for each direction, so that copies in and out overlap too. ``write_combined``: pinned memory
-    that the host's caches leave alone; it may cross the bus faster, and the host reads it slowly."""
+    """The current CUDA device: a stream for each direction, so that copies in and out overlap too. ``write_combined``: pinned
+    memory that the host's caches leave alone; it may cross the bus faster, and the host reads it slowly."""
 
     def __init__(self, device: torch.device, write_combined: bool = False):
         self.device, self.write_combined = device, write_combined

@@ -8,15 +8,15 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from surogate_native_offload.device import Device, Mark
+from surogate_offload.device import Device, Mark
 
 ALIGNED = 256
 
 
 def in_turns(device: Device, pieces: Sequence[Sequence[Tensor]]) -> Iterator[list[Tensor]]:
-    """For each piece, a list of one-dimensional pinned tensors, their copies on the device; what the caller has made of these by the
-    time it asks for the next piece goes back to the host. What the device computes afterwards comes after the last of these copies;
-    ``device.settle`` is for the host."""
+    """For each piece, a list of one-dimensional pinned tensors, their copies on the device; what the caller has made of these by
+    the time it asks for the next piece goes back to the host. What the device computes afterwards comes after the last of these
+    copies; ``device.settle`` is for the host."""
     if not pieces:
         return
     buffers = [device.empty(max(map(_size, pieces)), torch.uint8) for _ in range(min(2, len(pieces)))]

@@ -31,8 +31,8 @@ class Copy:
 
 @define(eq=False)
 class StandIn:
-    """``late``: a copy runs when somebody waits for it. ``early``: at once, as if the stream had been idle. Work on the device itself
-    runs at once in both, so what must be waited for and is not shows as a wrong number.
+    """``late``: a copy runs when somebody waits for it. ``early``: at once, as if the stream had been idle. Work on the device
+    itself runs at once in both, so what must be waited for and is not shows as a wrong number.
 
     copies, bytes  of copies, by direction
     now, peak      bytes of the device's memory from ``empty``

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from surogate_native_offload import StandIn, in_turns, size_of_turns
-from surogate_native_offload import device as devices
+from surogate_offload import StandIn, in_turns, size_of_turns
+from surogate_offload import device as devices
 from torch import Tensor
 
 Order = Literal["late", "early"]
