@@ -163,7 +163,8 @@ def test_the_arena_may_be_worked_through_in_parts(run: Callable[[Tensor, int, in
     """Parts end inside of parameters and where the codes do."""
     whole, parts = Case(torch.bfloat16, False), Case(torch.bfloat16, False)
     whole.step(run, [(0, whole.blocks)])
-    parts.step(run, [(0, 5), (5, 33), (33, parts.coded), (parts.coded, parts.blocks)])
+    end = parts.coded + 1
+    parts.step(run, [(0, 5), (5, 33), (33, parts.coded), (parts.coded, end), (end, parts.blocks)])
     assert all(torch.equal(a, b) for a, b in zip(whole.params, parts.params, strict=True))
     for name in ("codes", "absmax", "exact"):
         assert all(torch.equal(a, b) for a, b in zip(getattr(whole.states, name), getattr(parts.states, name), strict=True))

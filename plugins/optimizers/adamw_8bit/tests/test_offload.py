@@ -107,6 +107,14 @@ def test_without_copies_the_kernel_reads_the_memory_of_the_host(devices: list[St
     assert device.held > 0
 
 
+def test_the_host_waits_before_it_reads(devices: list[StandIn], monkeypatch: pytest.MonkeyPatch) -> None:
+    _, state = trained(1, torch.float32, False, "reference", offload_optimizer=True)
+    waited: list[StandIn] = []
+    monkeypatch.setattr(StandIn, "settle", lambda self: waited.append(self))
+    state.state_dict()
+    assert waited == devices
+
+
 @pytest.fixture
 def config(tiny: Path, tmp_path: Path) -> dict[str, Any]:
     return {

@@ -86,9 +86,7 @@ class Residuals:
                 return residuals.get(saved) if isinstance(saved, Away) else saved
 
             with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-                result = kind.__call__(layer, *args, **kwargs)
-            kept.clear()
-            return result
+                return kind.__call__(layer, *args, **kwargs)
 
         return type(kind.__name__, (kind,), {"__call__": call, "__module__": kind.__module__, "__qualname__": kind.__qualname__})
 
