@@ -1,4 +1,4 @@
-"""Values of an optimizer's, a schedule's and offloading's options that cannot be meant: each is an error with its key and a way out."""
+"""Options of an optimizer, a schedule and of offloading that cannot be meant: each is an error with its key and a way out."""
 
 from __future__ import annotations
 

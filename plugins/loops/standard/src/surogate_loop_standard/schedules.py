@@ -30,7 +30,8 @@ def check_length(core: CoreOptions, total: int) -> None:
     warmup = warmup_steps(core, total)
     if core.max_steps < 0 and warmup + core.cooldown_steps > total:
         raise PlanError(
-            f"warmup ({warmup} steps) and cooldown_steps ({core.cooldown_steps}) are longer than the run: the data give {total} steps",
+            f"warmup ({warmup} steps) and cooldown_steps ({core.cooldown_steps}) are longer than the run: "
+            f"the data give {total} steps",
             where="warmup_steps, warmup_ratio, cooldown_steps",
             how="lower them, raise num_epochs, or set max_steps",
         )
