@@ -127,7 +127,7 @@ class CoreOptions:
     weight_decay: float = field(default=0.1, validator=ge(0), metadata=doc("Decoupled weight decay; not on norms and biases."))
     max_grad_norm: float = field(default=0.0, validator=ge(0), metadata=doc("Clip the gradient's norm to this; 0 is off."))
     adamw_beta1: float = field(default=0.9, validator=between(0, 0.999999), metadata=doc("Decay of AdamW's first moment."))
-    adamw_beta2: float = field(default=0.999, validator=between(0, 0.99999999), metadata=doc("Decay of AdamW's second moment."))
+    adamw_beta2: float = field(default=0.999, validator=between(0, 0.999999), metadata=doc("Decay of AdamW's second moment."))
     adamw_epsilon: float = field(default=1e-8, validator=gt(0), metadata=doc("Added to AdamW's denominator."))
 
     # Loop

@@ -104,7 +104,7 @@ def test_the_core_is_required_in_the_exact_version_that_no_index_serves(path: Pa
         assert not ours, "a library knows neither the core nor a plugin"
     else:
         assert ours[0] == f"surogate == {version}"
-    assert set(ours[1:]) <= {f"{names(other)[0]} == {version}" for other in [*PLUGINS, *NATIVE] if other != path}
+    assert set(ours[1:]) <= {f"{names(other)[0]} == {version}" for other in ALL if other != path}
     assert project["version"] == version
     package = path.parent / "src" / names(path)[1] / "__init__.py"
     declared = re.search(r'^__version__ = "(.+)"$', package.read_text(), re.MULTILINE)
@@ -120,7 +120,7 @@ def test_no_extra_names_our_own_plugins_and_nothing_is_compiled(path: Path) -> N
 
 def test_the_core_depends_on_no_plugin() -> None:
     ours = [entry for entry in CORE["project"]["dependencies"] if "surogate" in entry]
-    assert ours == [f"{names(path)[0]} == {CORE['project']['version']}" for path in LIBRARIES]
+    assert set(ours) <= {f"{names(path)[0]} == {CORE['project']['version']}" for path in LIBRARIES}
     assert "surogate" not in repr(CORE["project"].get("optional-dependencies", {}))
     assert 'version = "{}"'.format(CORE["project"]["version"]) in (ROOT / "pyproject.toml").read_text()
 

@@ -22,7 +22,7 @@ import surogate_core
 from surogate_core import testing
 from surogate_core.config import load
 from surogate_core.contracts import Summary
-from surogate_core.errors import NonFiniteLoss, ResumeError
+from surogate_core.errors import NonFiniteLoss, PlanError, ResumeError
 from surogate_core.host import load_host
 from surogate_core.train.run import execute
 
@@ -132,10 +132,18 @@ def test_the_first_loss_is_that_of_the_untrained_model(config: dict[str, Any], t
     assert losses(summary)[0][1] == pytest.approx(float(reference(ids, labels=ids).loss.detach()), abs=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["full", "lora"])
+MASTERS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "rounded": {"model_dtype": "bf16", "master_dtype": "bf16"},
+    "masters": {"model_dtype": "bf16", "master_dtype": "fp32"},
+}
+
+
+@pytest.mark.parametrize("kind", [*MASTERS, "lora"])
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit", "normuon"])
 def test_stopping_and_continuing_changes_nothing(config: dict[str, Any], tmp_path: Path, kind: str, optimizer: str) -> None:
-    config = {**(lora(config, tmp_path) if kind == "lora" else config), "optimizer": optimizer}
+    """With each optimizer, and with float32 weights, bfloat16 ones that are rounded, those with masters, and an adapter's."""
+    config = {**(lora(config, tmp_path) if kind == "lora" else {**config, **MASTERS[kind]}), "optimizer": optimizer}
     whole = surogate_core.run({**config, "output_dir": str(tmp_path / "whole")})
     half = surogate_core.run({**config, "output_dir": str(tmp_path / "parts"), "save_steps": 4}, max_steps=6)
     for path in half.output_dir.glob("checkpoint-00000006*"):
@@ -178,6 +186,14 @@ def test_a_checkpoint_of_another_optimizer_is_refused_by_name(config: dict[str, 
     host = load_host()
     with pytest.raises(ResumeError, match=f"the optimizer state is not one of {now} for these parameters: "):
         execute(load({**config, "optimizer": now, "max_steps": 4}, host), host, allow_drift=True)
+
+
+@pytest.mark.parametrize("given", [{"warmup_steps": 500}, {"warmup_steps": 3, "cooldown_steps": 498}])
+def test_a_warmup_longer_than_what_the_data_give_is_refused(config: dict[str, Any], given: dict[str, int]) -> None:
+    with pytest.raises(PlanError, match=r"are longer than the run: the data give \d+ steps") as caught:
+        surogate_core.run({**config, "max_steps": -1, "num_epochs": 1, **given})
+    assert f"warmup ({given['warmup_steps']} steps)" in str(caught.value)
+    assert not (Path(config["output_dir"]) / "checkpoint-00000001").exists()
 
 
 def test_what_cannot_change_the_result_is_no_drift(config: dict[str, Any]) -> None:

@@ -26,19 +26,20 @@ ERRORS = {1: "a barrier that some threads of the block do not reach", 2: "thread
 
 
 class HostProgram:
-    """A source compiled for the host. Raises PluginError where there is no C++ compiler, or with the compiler's messages."""
+    """A source compiled for the host, with ``flags`` besides. Raises PluginError where there is no C++ compiler, or with the
+    compiler's messages."""
 
-    def __init__(self, source: Source):
+    def __init__(self, source: Source, flags: tuple[str, ...] = ()):
         compiler = os.environ.get("CXX", "g++")
         if shutil.which(compiler) is None:
             raise PluginError(
                 f"there is no C++ compiler {compiler!r}, which the kernels' host build needs",
                 how="install the system's package g++, or set CXX to another compiler",
             )
-        name = f"{source.path.stem}-host-{source.digest(compiler, *FLAGS)}.so"
-        self._library = ctypes.CDLL(str(cache.built(name, lambda path: _compile(compiler, source, path))))
+        name = f"{source.path.stem}-host-{source.digest(compiler, *FLAGS, *flags)}.so"
+        self._library = ctypes.CDLL(str(cache.built(name, lambda path: _compile(compiler, source, flags, path))))
 
-    def function(self, name: str, result: type, *arguments: type) -> ctypes._CFuncPtr:  # type: ignore[name-defined]
+    def function(self, name: str, result: type | None, *arguments: type) -> ctypes._CFuncPtr:  # type: ignore[name-defined]
         """A plain ``extern "C"`` function of the source, such as a number-format primitive."""
         found = getattr(self._library, name)
         found.restype, found.argtypes = result, arguments
@@ -57,9 +58,9 @@ class HostProgram:
             raise RuntimeError(f"{name}: {ERRORS[code]}")
 
 
-def _compile(compiler: str, source: Source, path: Path) -> None:
+def _compile(compiler: str, source: Source, flags: tuple[str, ...], path: Path) -> None:
     includes = [f"-I{place}" for place in source.directories]
-    command = [compiler, *FLAGS, *includes, "-x", "c++", str(source.path), "-o", str(path)]
+    command = [compiler, *FLAGS, *flags, *includes, "-x", "c++", str(source.path), "-o", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise PluginError(f"{source.path.name} does not compile as C++", where=str(source.path), how=done.stderr)

@@ -1,15 +1,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import bitsandbytes
 import pytest
 import torch
-from bitsandbytes.backends.cpu import ops as cpu_kernels
 from safetensors.torch import load_file, save_file
 from surogate_optimizer_adamw_8bit import update
+from surogate_optimizer_adamw_8bit.places import SMALL
 from surogate_optimizer_adamw_8bit.plugin import register_optimizers
 from surogate_optimizer_adamw_8bit.update import AdamW8bit, build
 from torch import Tensor, nn
@@ -18,7 +17,6 @@ from surogate_core.config import CoreOptions
 from surogate_core.contracts import Context, ParamGroup
 from surogate_core.errors import ResumeError
 
-RULE = AdamW8bit(beta1=0.9, beta2=0.99, epsilon=1e-8)
 SHAPES = [(64, 64), (4097,), (33, 127), (4095,), (5, 7), (10_000,)]
 
 
@@ -49,25 +47,10 @@ def rate(step: int) -> Tensor:
     return torch.tensor(1e-3 / (1 + 0.05 * step))
 
 
-@pytest.fixture(autouse=True)
-def eager() -> Iterator[None]:
-    """bitsandbytes compiles its update of small tensors, which takes most of a minute."""
-    with torch.compiler.set_stance("force_eager"):
-        yield
-
-
-@pytest.fixture
-def exact_codes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let bitsandbytes' CPU update quantise by its portable kernel, which searches for the nearest code: the CPU kernel takes a
-    neighbour for 3 % of the values."""
-    kernel = torch.ops.bitsandbytes.quantize_blockwise.default
-
-    def quantize(values: Tensor, code: Tensor, absmax: Tensor, out: Tensor, blocksize: int) -> None:
-        codes, scales = kernel._op_dk(torch._C.DispatchKey.CompositeExplicitAutograd, values, code, blocksize)
-        out.copy_(codes)
-        absmax.copy_(scales)
-
-    monkeypatch.setattr(cpu_kernels, "_quant_blockwise_fp32_direct", quantize)
+@pytest.fixture(params=["reference", "native"])
+def rule(request: pytest.FixtureRequest) -> AdamW8bit:
+    """In plain torch, and by the CPU's build of the kernel's source."""
+    return AdamW8bit(beta1=0.9, beta2=0.99, epsilon=1e-8, kernels=request.param)
 
 
 def bitsandbytes_optimizer(params: list[nn.Parameter], weight_decay: float = 0.0) -> Any:
@@ -76,12 +59,11 @@ def bitsandbytes_optimizer(params: list[nn.Parameter], weight_decay: float = 0.0
 
 @pytest.mark.usefixtures("exact_codes")
 @pytest.mark.parametrize("chunk", [512, 1 << 18])
-def test_fifty_steps_each_from_the_state_of_bitsandbytes(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
-    """Codes, scales and parameters after each step, both starting from what bitsandbytes had: its CPU code lacks the sign rule, so
-    states may differ in code 126 for 127 and nowhere else."""
+def test_fifty_steps_each_from_the_state_of_bitsandbytes(rule: AdamW8bit, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    """Codes, scales and parameters after each step, both starting from what bitsandbytes had."""
     monkeypatch.setitem(update.CHUNK, "cpu", chunk)
     theirs, ours = parameters(), parameters()
-    reference, state = bitsandbytes_optimizer(theirs), RULE.bind([group(ours)], seed=1)
+    reference, state = bitsandbytes_optimizer(theirs), rule.bind([group(ours)], seed=1)
     assert [small for _, small in _sizes()] == [False, False, False, True, True, False]
     differences = codes = 0
     for step in range(1, 51):
@@ -97,12 +79,11 @@ def test_fifty_steps_each_from_the_state_of_bitsandbytes(monkeypatch: pytest.Mon
             for moment, code, absmax in (("m", "state1", "absmax1"), ("v", "state2", "absmax2")):
                 got = mine[f"layer{index}.weight.{moment}"]
                 if one.numel() < 4096:
-                    torch.testing.assert_close(got, entry[code], rtol=1e-5, atol=1e-12)
+                    torch.testing.assert_close(got, entry[code], rtol=1e-5, atol=2e-11 if moment == "m" else 1e-15)  # m may cancel
                     got.copy_(entry[code])
                     continue
                 torch.testing.assert_close(mine[f"layer{index}.weight.{moment}_absmax"], entry[absmax], rtol=1e-6, atol=0)
-                signed = (got == 126) & (entry[code] == 127) if moment == "m" else torch.zeros_like(got, dtype=torch.bool)
-                differences += int(((got != entry[code]) & ~signed).sum())
+                differences += int((got != entry[code]).sum())
                 assert (got.int() - entry[code].int()).abs().max() <= 1
                 codes += got.numel()
                 got.copy_(entry[code])
@@ -112,13 +93,13 @@ def test_fifty_steps_each_from_the_state_of_bitsandbytes(monkeypatch: pytest.Mon
 
 
 def _sizes() -> list[tuple[int, bool]]:
-    return [(math.prod(shape), math.prod(shape) < update.SMALL) for shape in SHAPES]
+    return [(math.prod(shape), math.prod(shape) < SMALL) for shape in SHAPES]
 
 
 @pytest.mark.usefixtures("exact_codes")
-def test_fifty_steps_on_its_own_stay_with_bitsandbytes() -> None:
+def test_fifty_steps_on_its_own_stay_with_bitsandbytes(rule: AdamW8bit) -> None:
     theirs, ours = parameters(), parameters()
-    reference, state = bitsandbytes_optimizer(theirs), RULE.bind([group(ours)], seed=1)
+    reference, state = bitsandbytes_optimizer(theirs), rule.bind([group(ours)], seed=1)
     for step in range(1, 51):
         set_gradients(theirs, step)
         set_gradients(ours, step)
@@ -134,12 +115,12 @@ def test_fifty_steps_on_its_own_stay_with_bitsandbytes() -> None:
             assert ((mine.int() - code.int()).abs() > 1).float().mean() < 1e-3
 
 
-def test_weight_decay_comes_last() -> None:
+def test_weight_decay_comes_last(rule: AdamW8bit) -> None:
     """bitsandbytes' CPU code decays first: one step differs by exactly the update times lr·wd."""
     theirs, ours, plain = parameters(), parameters(), parameters()
     lr, decay = 1e-2, 0.1
-    reference, state = bitsandbytes_optimizer(theirs, decay), RULE.bind([group(ours, decay)], seed=1)
-    without = RULE.bind([group(plain)], seed=1)
+    reference, state = bitsandbytes_optimizer(theirs, decay), rule.bind([group(ours, decay)], seed=1)
+    without = rule.bind([group(plain)], seed=1)
     for params in (theirs, ours, plain):
         set_gradients(params, 1)
     reference.param_groups[0]["lr"] = lr
@@ -152,22 +133,22 @@ def test_weight_decay_comes_last() -> None:
         assert (one - other).abs().max() > 0.9 * lr * lr * decay
 
 
-def test_groups_have_their_own_decay() -> None:
+def test_groups_have_their_own_decay(rule: AdamW8bit) -> None:
     ours = parameters()
     start = [param.detach().clone() for param in ours]
     first, second = group(ours[:3], 0.5), ParamGroup(names=("a", "b", "c"), params=tuple(ours[3:]), weight_decay=0.0)
     for param in ours:
         param.grad = torch.zeros_like(param)
-    RULE.bind([first, second], seed=1).step(torch.tensor(0.1), 1)
+    rule.bind([first, second], seed=1).step(torch.tensor(0.1), 1)
     for param, before in zip(ours, start, strict=True):
         torch.testing.assert_close(param.detach(), before * (0.95 if any(param is one for one in ours[:3]) else 1.0))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_elements_without_a_finite_gradient_stay_and_start_over(dtype: torch.dtype, bad: float) -> None:
+def test_elements_without_a_finite_gradient_stay_and_start_over(rule: AdamW8bit, dtype: torch.dtype, bad: float) -> None:
     ours, twin = parameters(dtype), parameters(dtype)
-    state, other = (RULE.bind([group(params, 0.1)], seed=1) for params in (ours, twin))
+    state, other = (rule.bind([group(params, 0.1)], seed=1) for params in (ours, twin))
     for step in (1, 2):
         for params, one in ((ours, state), (twin, other)):
             set_gradients(params, step)
@@ -188,15 +169,15 @@ def test_elements_without_a_finite_gradient_stay_and_start_over(dtype: torch.dty
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_resume_is_bit_exact(tmp_path: Any, dtype: torch.dtype) -> None:
+def test_resume_is_bit_exact(rule: AdamW8bit, tmp_path: Any, dtype: torch.dtype) -> None:
     whole, params = parameters(dtype), parameters(dtype)
-    one, two = RULE.bind([group(whole, 0.1)], seed=9), RULE.bind([group(params, 0.1)], seed=9)
+    one, two = rule.bind([group(whole, 0.1)], seed=9), rule.bind([group(params, 0.1)], seed=9)
     for step in range(1, 7):
         set_gradients(whole, step)
         one.step(rate(step), step)
         if step == 4:
             save_file(two.state_dict(), tmp_path / "optimizer.safetensors")
-            two = RULE.bind([group(params, 0.1)], seed=9)
+            two = rule.bind([group(params, 0.1)], seed=9)
             two.load_state_dict(load_file(tmp_path / "optimizer.safetensors"))
         set_gradients(params, step)
         two.step(rate(step), step)
@@ -206,10 +187,10 @@ def test_resume_is_bit_exact(tmp_path: Any, dtype: torch.dtype) -> None:
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
 
 
-def test_bfloat16_parameters_follow_the_float32_ones_on_average() -> None:
+def test_bfloat16_parameters_follow_the_float32_ones_on_average(rule: AdamW8bit) -> None:
     """Updates of a tenth of a bfloat16 step would be lost by rounding to nearest; stochastic rounding keeps their sum."""
     exact, half = nn.Parameter(torch.ones(40_000)), nn.Parameter(torch.ones(40_000, dtype=torch.bfloat16))
-    states = [RULE.bind([group([param])], seed=4) for param in (exact, half)]
+    states = [rule.bind([group([param])], seed=4) for param in (exact, half)]
     for step in range(1, 41):
         for param, state in zip((exact, half), states, strict=True):
             param.grad = torch.ones_like(param)
@@ -219,18 +200,19 @@ def test_bfloat16_parameters_follow_the_float32_ones_on_average() -> None:
     assert 1 - half.detach().float().mean().item() == pytest.approx(moved, rel=0.02)
 
 
-def test_state_bytes_are_what_is_allocated() -> None:
+def test_state_bytes_are_what_is_allocated(rule: AdamW8bit) -> None:
     for shape in SHAPES:
         param = nn.Parameter(torch.zeros(shape))
-        state = RULE.bind([group([param])], seed=0)
-        held = sum(tensor.nbytes for pair in (state._codes, state._absmax, state._exact) for tensor in pair)
+        state = rule.bind([group([param])], seed=0)
+        states = state._states
+        held = sum(tensor.nbytes for pair in (states.codes, states.absmax, states.exact) for tensor in pair)
         padding = 0 if math.prod(shape) >= 4096 else 8 * (-math.prod(shape) % 256)
-        assert RULE.state_bytes(shape) == held - padding
-    assert RULE.state_bytes((1024, 1024)) / 1024**2 == pytest.approx(2.03125)
+        assert rule.state_bytes(shape) == held - padding
+    assert rule.state_bytes((1024, 1024)) / 1024**2 == pytest.approx(2.03125)
 
 
-def test_a_state_of_another_layout_is_refused_by_name() -> None:
-    state = RULE.bind([group(parameters())], seed=0)
+def test_a_state_of_another_layout_is_refused_by_name(rule: AdamW8bit) -> None:
+    state = rule.bind([group(parameters())], seed=0)
     good = {name: tensor.clone() for name, tensor in state.state_dict().items()}
     for change, said in (
         ({"layer0.weight.m": None}, "layer0.weight.m: uint8 (64, 64) wanted, none found"),

@@ -8,7 +8,7 @@ typedef unsigned int uint32_t;
 typedef long long int64_t;
 #else
 #include "surogate_host.h"
-#define SUROGATE_INLINE inline
+#define SUROGATE_INLINE inline __attribute__((always_inline))  // also into functions made for a newer processor
 #endif
 
 // 16 bytes in one load: written as an assignment, the compiler may split it. The address is a multiple of 16, and the data do not

@@ -12,6 +12,7 @@ import math
 
 from surogate_core.config.options import CoreOptions
 from surogate_core.contracts import Schedule
+from surogate_core.errors import PlanError
 
 
 def warmup_steps(core: CoreOptions, total: int) -> int:
@@ -21,6 +22,19 @@ def warmup_steps(core: CoreOptions, total: int) -> int:
 def cooldown_steps(core: CoreOptions, total: int) -> int:
     """Steps of the linear tail; `wsd` has one of a tenth of the run where none is set."""
     return core.cooldown_steps or (math.ceil(0.1 * total) if core.lr_scheduler_type == "wsd" else 0)
+
+
+def check_length(core: CoreOptions, total: int) -> None:
+    """Raises PlanError where warmup and cooldown do not fit into a run whose length the data decide; ``max_steps`` was checked with
+    the configuration."""
+    warmup = warmup_steps(core, total)
+    if core.max_steps < 0 and warmup + core.cooldown_steps > total:
+        raise PlanError(
+            f"warmup ({warmup} steps) and cooldown_steps ({core.cooldown_steps}) are longer than the run: "
+            f"the data give {total} steps",
+            where="warmup_steps, warmup_ratio, cooldown_steps",
+            how="lower them, raise num_epochs, or set max_steps",
+        )
 
 
 def learning_rate(core: CoreOptions, shape: Schedule, step: int, total: int) -> float:

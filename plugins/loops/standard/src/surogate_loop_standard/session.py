@@ -24,6 +24,7 @@ from surogate_loop_standard.fanout import Fanout
 from surogate_loop_standard.loop import Job, Progress, train
 from surogate_loop_standard.observers import Observers
 from surogate_loop_standard.records import Records, redact
+from surogate_loop_standard.schedules import check_length
 from surogate_loop_standard.signals import StopRequest
 from surogate_loop_standard.state import progress_from, progress_state, read_files, rehearse, saved_bytes, write_files
 
@@ -106,6 +107,7 @@ class Session:
         validation = data.validation(self.core.per_device_train_batch_size)
         epochs = self._epochs(training)
         total = self.core.max_steps if self.core.max_steps >= 0 else training.steps(epochs)
+        check_length(self.core, total)
         saved = self._continue_from(data, total, allow_drift)
         if saved is not None:
             self.run_name = self.core.run_name or saved.state["run_name"]

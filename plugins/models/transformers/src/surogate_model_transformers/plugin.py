@@ -68,6 +68,10 @@ class Options:
         default=False,
         metadata=doc("Keep quantised experts in host memory; those of a layer are on the GPU only while it is computed."),
     )
+    offload_residual: bool = field(
+        default=False,
+        metadata=doc("Keep what enters each decoder layer in pinned memory of the host until the backward pass needs it."),
+    )
     torch_dtype: Literal["bfloat16", "float16", "float32"] | None = field(
         default=None, metadata=doc("Precision in which weights are read. Unset: as stored.")
     )
@@ -123,7 +127,8 @@ def check_plan(plan: Plan, device: str) -> list[Problem]:
         return []
     from surogate_model_transformers.routing import check_experts
 
-    return [*_check_held(plan), *check_experts(plan.config.of(Options), plan, device)]
+    own = plan.config.of(Options)
+    return [*_check_held(plan), *check_experts(own, plan, device), *_residuals(plan.config, device)]
 
 
 @hookimpl
@@ -150,6 +155,14 @@ def _check_held(plan: Plan) -> list[Problem]:
     what = f"the checkpoint's weights are quantised already ({method}): they cannot be trained, only an adapter on top of them"
     how = "set lora = true, or train what `surogate export MODEL --output DIRECTORY` writes: the same weights as numbers"
     return [Problem(what, where=f"quantization_config of {core.model}; lora = false", how=how)]
+
+
+def _residuals(config: Config, device: str) -> list[Problem]:
+    if device == "cuda" or not config.of(Options).offload_residual:
+        return []
+    what = "offload_residual = true needs a GPU: this run computes on the CPU, whose memory is the host's"
+    place = f"{config.origins['offload_residual']}, key offload_residual"
+    return [Problem(what, where=place, how="set offload_residual = false, or run on a GPU")]
 
 
 def _place(config: Config) -> str:

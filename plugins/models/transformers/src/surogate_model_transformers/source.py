@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from surogate_core.contracts import Batch, Context, Outline, Storage
-from surogate_model_transformers import config, experts, export, held, load, loss, routing, sites, slots, vision
+from surogate_model_transformers import config, experts, export, held, load, loss, residual, routing, sites, slots, vision
 from surogate_model_transformers.plugin import Options, Settings
 
 
@@ -68,7 +68,10 @@ class Transformers:
         notice: Callable[[str], None] = lambda text: None,
     ) -> nn.Module:
         fill = partial(self._fill, computes=computes, adapters=adapters, storages=storages)
-        return load.load_model(self.hf_config, self.settings, device=device, source=weights, prepare=fill, notice=notice)
+        model = load.load_model(self.hf_config, self.settings, device=device, source=weights, prepare=fill, notice=notice)
+        if self.settings.own.offload_residual:
+            residual.offload_residuals(self.blocks(model), device)
+        return model
 
     def ready(self, model: nn.Module) -> str | None:
         self.routing = routing.routing_of(model, self.settings.own)

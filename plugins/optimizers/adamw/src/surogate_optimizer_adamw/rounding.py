@@ -22,25 +22,39 @@ def step_generator(device: torch.device, seed: int, step: int) -> torch.Generato
     return torch.Generator(where).manual_seed((mixed ^ (mixed >> 31)) % 2**63)
 
 
+def draw(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Noise for ``count`` values, int16: a row (4096,) and a number for each repetition of it (:func:`spread`)."""
+    rows = -(-count // ROW)
+    drawn = torch.empty(-(-(ROW + rows) // 4), dtype=torch.int64, device=generator.device)
+    drawn = drawn.random_(-(2**63), None, generator=generator).view(torch.int16)
+    return drawn[:ROW], drawn[ROW : ROW + rows]
+
+
+def spread(noise: tuple[Tensor, Tensor], start: int, stop: int) -> Tensor:
+    """(stop - start,) int16, uniform: the row of random numbers, repeated with a random number added to each repetition (modulo
+    2^16). Two numbers at different places of the row, or in different repetitions, are independent; drawing all of them one by one
+    takes longer than the rest of an update."""
+    first = start // ROW
+    rows = noise[1][first : -(-stop // ROW)]
+    return (noise[0] + rows[:, None]).view(-1)[start - first * ROW : stop - first * ROW]
+
+
 def stochastic_round_(target: Tensor, source: Tensor, generator: torch.Generator) -> Tensor:
+    """:func:`round_` with noise drawn for this tensor. Any two values are rounded independently of each other, so the variance of a
+    sum is that of independent roundings."""
+    count = source.numel()
+    return round_(target, source, spread(draw(count, generator), 0, count).view(source.shape))
+
+
+def round_(target: Tensor, source: Tensor, noise: Tensor) -> Tensor:
     """Write ``source`` (float32) to ``target`` (bfloat16, same shape), up or down with probabilities that keep the mean.
 
-    Adds 16 random bits below the bfloat16 mantissa and truncates. Values that bfloat16 holds, infinities and NaN are kept. Any two
-    values are rounded independently of each other, so the variance of a sum is that of independent roundings.
+    Adds 16 random bits (``noise``, int16) below the bfloat16 mantissa and truncates. Values that bfloat16 holds, infinities and NaN
+    are kept.
     """
-    bits = _noise(source, generator).to(torch.int32).add_(source.view(torch.int32)).add_(2**15).bitwise_right_shift_(16)
+    bits = noise.to(torch.int32).add_(source.view(torch.int32)).add_(2**15).bitwise_right_shift_(16)
     target.view(torch.int16).copy_(bits)
     # the carry of a NaN with all mantissa bits set (as CUDA makes it) would end in -0; on the CPU a look at one sum is cheaper
     if source.device.type != "cpu" or not torch.isfinite(source.sum()):
         target.masked_fill_(source.isnan(), torch.nan)
     return target
-
-
-def _noise(source: Tensor, generator: torch.Generator) -> Tensor:
-    """int16, uniform, in the shape of ``source``: a row of random numbers, repeated with a random number added to each repetition
-    (modulo 2^16). Two numbers at different places of the row, or in different repetitions, are independent; drawing all of them
-    one by one takes longer than the rest of an update."""
-    rows = -(-source.numel() // ROW)
-    drawn = torch.empty(-(-(ROW + rows) // 4), dtype=torch.int64, device=source.device)
-    drawn = drawn.random_(-(2**63), None, generator=generator).view(torch.int16)
-    return (drawn[:ROW] + drawn[ROW : ROW + rows, None]).view(-1)[: source.numel()].view(source.shape)

@@ -2,8 +2,40 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from attrs import field, frozen
+
+from surogate_core.errors import Problem
 from surogate_core.hookspecs import hookimpl
-from surogate_core.offers import Offer
+from surogate_core.offers import Offer, doc, normal_name
+
+if TYPE_CHECKING:
+    from surogate_core.config import Config
+    from surogate_core.plan import Plan
+
+OFFLOADED = ("offload_optimizer", "offload_master")
+HOW = ("use_zero_copy", "use_write_combined")
+
+
+@frozen(kw_only=True)
+class Options:
+    """Options of `optimizer = "adamw_8bit"`."""
+
+    offload_optimizer: bool = field(
+        default=False,
+        metadata=doc("Keep the moments in pinned memory of the host; each step brings them to the GPU piece by piece."),
+    )
+    offload_master: bool = field(
+        default=False,
+        metadata=doc('Keep what `master_dtype = "fp32"` adds to bfloat16 weights in pinned memory of the host.'),
+    )
+    use_zero_copy: bool = field(
+        default=False, metadata=doc("Let the kernel read and write what is offloaded where it is, without copies to the GPU.")
+    )
+    use_write_combined: bool = field(
+        default=False, metadata=doc("Keep what is offloaded in memory that the host's caches leave alone.")
+    )
 
 
 @hookimpl
@@ -11,8 +43,51 @@ def register_optimizers() -> list[Offer]:
     return [
         Offer(
             "adamw_8bit",
-            None,
+            Options,
             build="surogate_optimizer_adamw_8bit.update:build",
             summary="AdamW with both moments in 8 bits, 256 values a block: about 2 bytes of state per parameter.",
         )
     ]
+
+
+@hookimpl
+def check_config(config: Config) -> list[Problem]:
+    """Options of offloading that have nothing to work on."""
+    if normal_name(config.core.optimizer) != "adamw_8bit":
+        return []
+    own, core = config.of(Options), config.core
+    problems = []
+    if own.offload_master and (core.master_dtype != "fp32" or core.model_dtype != "bf16" or core.lora):
+        what = "offload_master = true: this run has no masters; they are float32 ones of bfloat16 weights that are all trained"
+        how = 'set master_dtype = "fp32" with model_dtype = "bf16" and lora = false, or offload_master = false'
+        problems.append(Problem(what, where=_place(config, "offload_master"), how=how))
+    for key in HOW:
+        if getattr(own, key) and not any(getattr(own, name) for name in OFFLOADED):
+            what = f"{key} = true says how tensors are offloaded, and none is"
+            how = f"set offload_optimizer = true, or {key} = false"
+            problems.append(Problem(what, where=_place(config, key), how=how))
+    if own.use_zero_copy and core.kernels == "reference":
+        what = 'use_zero_copy = true with kernels = "reference": only the native kernel reads the memory of the host'
+        problems.append(Problem(what, where=_place(config, "use_zero_copy"), how='set kernels = "auto", or use_zero_copy = false'))
+    return problems
+
+
+@hookimpl
+def check_plan(plan: Plan, device: str) -> list[Problem]:
+    config = plan.config
+    if device == "cuda" or normal_name(config.core.optimizer) != "adamw_8bit":
+        return []
+    own = config.of(Options)
+    return [
+        Problem(
+            f"{key} = true needs a GPU: this run computes on the CPU, whose memory is the host's",
+            where=_place(config, key),
+            how=f"set {key} = false, or run on a GPU",
+        )
+        for key in OFFLOADED
+        if getattr(own, key)
+    ]
+
+
+def _place(config: Config, key: str) -> str:
+    return f"{config.origins.get(key, 'default')}, key {key}"

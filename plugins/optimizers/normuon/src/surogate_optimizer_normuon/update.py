@@ -23,10 +23,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from attrs import frozen
+from surogate_native_adam8.codes import BLOCK, Codebook, codebook
 from surogate_optimizer_adamw.fill import fill
 from surogate_optimizer_adamw.masters import restore_, split_
 from surogate_optimizer_adamw.rounding import step_generator, stochastic_round_
-from surogate_optimizer_adamw_8bit.codes import BLOCK, Codebook, codebook
 from surogate_optimizer_adamw_8bit.update import SMALL, AdamW8bit
 from surogate_optimizer_adamw_8bit.update import build as build_adamw
 from torch import Tensor

@@ -6,6 +6,9 @@ via Block-wise Quantization" (arXiv 2110.02861). Moments use a signed map for m 
 The nearest code is found without a search. The upper 16 bits of a float32 name an interval ("cell") so narrow that at most one
 boundary between two codes lies inside; a table of 65,536 cells gives the code at the cell's lower end and that boundary, and one
 comparison decides. Ties go to the smaller value.
+
+bitsandbytes' CUDA kernel, unlike its CPU code, never lets a negative moment become 0. Then a value that gets no more gradients
+keeps the smallest negative m while its v becomes 0, and moves up for ever by that m over epsilon; here it comes to rest.
 """
 
 from __future__ import annotations
@@ -51,7 +54,7 @@ class Codebook:
         blocks = values.view(-1, BLOCK)
         torch.amax(blocks.abs(), dim=1, out=absmax)
         # a block of zeros has scale 0 and codes of value 0
-        blocks.div_(absmax.clamp(min=torch.finfo(torch.float32).tiny)[:, None])
+        blocks.mul_(absmax.clamp(min=torch.finfo(torch.float32).tiny).reciprocal_()[:, None])
         cells = values.view(torch.int32).bitwise_right_shift(16)
         if self.offset:
             cells.add_(self.offset)
@@ -63,9 +66,6 @@ def codebook(signed: bool, device: torch.device) -> Codebook:
     values = dynamic_map(signed)
     zero = int((values < 0).sum())
     bounds = (values[:-1] + values[1:]) / 2
-    if signed:
-        # a negative moment never becomes 0 or positive, however small: its code stays below that of 0
-        bounds[zero - 1] = -torch.finfo(torch.float32).smallest_normal * 2.0**-23
     bounds = torch.cat([bounds, torch.tensor([torch.inf])])
     # cells in the order of the index: for the signed map the negative half (arithmetic shift) comes first
     offset = _CELLS // 2 if signed else 0

@@ -1,0 +1,84 @@
+"""Where the states lie: on the device, or in pinned memory of the host, from which each stretch comes to the device and goes back
+while others are worked on. With ``use_zero_copy`` the kernel itself reads and writes the host's memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from attrs import evolve
+from surogate_native_adam8 import BLOCK, States
+from surogate_offload import Cuda, Device, in_turns
+from torch import Tensor
+
+from surogate_optimizer_adamw_8bit.places import Stretch
+from surogate_optimizer_adamw_8bit.plugin import Options
+
+
+def open_device(options: Options, device: torch.device) -> Device:
+    return Cuda(device, options.use_write_combined)
+
+
+class Store:
+    """Memory for states, as the options say."""
+
+    def __init__(self, options: Options, device: torch.device):
+        self._options, self._device = options, device
+        self._host = open_device(options, device) if options.offload_optimizer or options.offload_master else None
+
+    @property
+    def walks(self) -> bool:
+        """Whether states come to the device a stretch at a time."""
+        return self._host is not None and not self._options.use_zero_copy
+
+    def states(self, coded: int, end: int, masters: bool) -> States:
+        """Zeros for an arena of ``end`` values, ``coded`` of which have codes."""
+
+        def both(empty: Callable[[int, torch.dtype], Tensor], count: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+            return empty(count, dtype), empty(count, dtype)
+
+        moments, remainder = self._memory(self._options.offload_optimizer), self._memory(self._options.offload_master)
+        return States(
+            codes=both(moments, coded, torch.uint8),
+            absmax=both(moments, coded // BLOCK, torch.float32),
+            exact=both(moments, end - coded, torch.float32),
+            remainder=remainder(end, torch.int16) if masters else None,
+        )
+
+    def _memory(self, on_host: bool) -> Callable[[int, torch.dtype], Tensor]:
+        if on_host and self._host is not None:
+            return self._host.pinned
+        return lambda count, dtype: torch.zeros(count, dtype=dtype, device=self._device)
+
+    def walk(self, states: States, stretches: Sequence[Stretch]) -> Iterator[tuple[Stretch, States]]:
+        """Each stretch with its states on the device. What becomes of them by the next one is kept."""
+        parts = [states.part(stretch.start // BLOCK, stretch.stop // BLOCK) for stretch in stretches]
+        if not self.walks:
+            yield from zip(stretches, parts, strict=True)
+            return
+        assert self._host is not None
+        here = [self._there(part) for part in parts]
+        for stretch, part, there in zip(stretches, parts, in_turns(self._host, here), strict=True):
+            yield stretch, self._with(part, there)
+
+    def _there(self, part: States) -> list[Tensor]:
+        """The tensors of a part that are in the host's memory."""
+        moments = [tensor for pair in (part.codes, part.absmax, part.exact) for tensor in pair if len(tensor)]
+        kept = moments if self._options.offload_optimizer else []
+        return [*kept, part.remainder] if self._options.offload_master and part.remainder is not None else kept
+
+    def _with(self, part: States, there: Sequence[Tensor]) -> States:
+        """The part with its tensors of the host replaced by those on the device."""
+        names = [name for name in ("codes", "absmax", "exact") if len(getattr(part, name)[0])]
+        found = (
+            {name: (there[2 * at], there[2 * at + 1]) for at, name in enumerate(names)} if self._options.offload_optimizer else {}
+        )
+        remainder = there[-1] if self._options.offload_master and part.remainder is not None else part.remainder
+        return evolve(part, **found, remainder=remainder)
+
+    def settle(self) -> None:
+        """What is read next in the host's memory is what the last step left there."""
+        if self._host is not None:
+            self._host.settle()
+            if self._options.use_zero_copy and self._device.type == "cuda":
+                torch.cuda.current_stream(self._device).synchronize()
