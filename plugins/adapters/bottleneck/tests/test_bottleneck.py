@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from surogate_adapter_bottleneck.bottleneck import Bottleneck, BottleneckAdapter
 from surogate_adapter_bottleneck.plugin import Options
 from surogate_adapter_lora.commands import generate_command
-from surogate_model_transformers.testing import tiny_model
+from surogate_model_transformers.testing import short_run, tiny_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -52,26 +52,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def config(tiny: Path, tmp_path: Path) -> dict[str, Any]:
     rows = testing.write_rows(tmp_path / "rows.jsonl", [{"text": f"{number} and {number + 3} make it"} for number in range(40)])
-    return {
-        "model": str(tiny),
-        "model_dtype": "fp32",
-        "output_dir": str(tmp_path / "output"),
-        "cache_dir": str(tmp_path / "cache"),
-        "sequence_len": 64,
-        "gradient_accumulation_steps": 1,
-        "max_steps": 4,
-        "learning_rate": 1e-2,
-        "lr_scheduler_type": "constant",
-        "optimizer": "adamw",
-        "weight_decay": 0.0,
-        "lora": True,
-        "adapter": "bottleneck",
-        "bottleneck_size": 5,
-        "recompute": False,
-        "dataloader_num_workers": 0,
-        "validation_split_ratio": 0.0,
-        "datasets": [{"path": str(rows), "type": "text"}],
-    }
+    return short_run(tiny, rows, tmp_path, adapter="bottleneck", bottleneck_size=5)
 
 
 def by_hand(tiny: Path, stored: dict[str, Tensor]) -> Any:

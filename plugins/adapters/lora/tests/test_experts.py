@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from surogate_adapter_lora.merge import merge
 from surogate_adapter_lora.serve import open_model
-from surogate_model_transformers.testing import tiny_model
+from surogate_model_transformers.testing import short_run, tiny_model
 from transformers import AutoModelForCausalLM
 
 import surogate_core
@@ -41,26 +41,7 @@ def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture
 def config(source: Path, tmp_path: Path) -> dict[str, Any]:
     (tmp_path / "text.txt").write_text("The cat sat on the mat and looked at the moon. " * 60)
-    return {
-        "model": str(source),
-        "model_dtype": "fp32",
-        "output_dir": str(tmp_path / "output"),
-        "cache_dir": str(tmp_path / "cache"),
-        "sequence_len": 64,
-        "gradient_accumulation_steps": 1,
-        "max_steps": 4,
-        "learning_rate": 1e-2,
-        "lr_scheduler_type": "constant",
-        "optimizer": "adamw",
-        "weight_decay": 0.0,
-        "lora": True,
-        "lora_rank": 3,
-        "lora_dropout": 0.0,
-        "train_router": True,
-        "dataloader_num_workers": 0,
-        "validation_split_ratio": 0.0,
-        "datasets": [{"path": str(tmp_path / "text.txt"), "type": "text"}],
-    }
+    return short_run(source, tmp_path / "text.txt", tmp_path, lora_rank=3, lora_dropout=0.0, train_router=True, recompute=True)
 
 
 def moved(config: dict[str, Any], directory: Path, **changes: Any) -> Any:

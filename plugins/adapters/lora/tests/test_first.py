@@ -15,6 +15,7 @@ from surogate_adapter_lora.merge import merge
 from surogate_adapter_lora.peft_format import Stored
 from surogate_adapter_lora.plugin import Options
 from surogate_model_transformers import slot_layers
+from surogate_model_transformers.testing import short_run
 from transformers import AutoModelForCausalLM
 
 import surogate_core
@@ -46,27 +47,16 @@ def first(tmp_path_factory: pytest.TempPathFactory, qwen: Path) -> Path:
 @pytest.fixture
 def config(qwen: Path, first: Path, tmp_path: Path) -> dict[str, Any]:
     (tmp_path / "text.txt").write_text("The cat sat on the mat and looked at the moon. " * 60)
-    return {
-        "model": str(qwen),
-        "model_dtype": "fp32",
-        "output_dir": str(tmp_path / "output"),
-        "cache_dir": str(tmp_path / "cache"),
-        "sequence_len": 64,
-        "gradient_accumulation_steps": 1,
-        "max_steps": 4,
-        "learning_rate": 1e-2,
-        "lr_scheduler_type": "constant",
-        "optimizer": "adamw",
-        "lora": True,
-        "lora_rank": 4,
-        "lora_dropout": 0.0,
-        "lora_target_modules": ["v_proj", "up_proj"],
-        "adapter_path": str(first),
-        "recompute": False,
-        "dataloader_num_workers": 0,
-        "validation_split_ratio": 0.0,
-        "datasets": [{"path": str(tmp_path / "text.txt"), "type": "text"}],
-    }
+    return short_run(
+        qwen,
+        tmp_path / "text.txt",
+        tmp_path,
+        weight_decay=0.1,
+        lora_rank=4,
+        lora_dropout=0.0,
+        lora_target_modules=["v_proj", "up_proj"],
+        adapter_path=str(first),
+    )
 
 
 def losses(directory: Path) -> list[float]:

@@ -58,6 +58,30 @@ def tiny_model(directory: Path, model_type: str = "qwen3", *, weights: bool = Tr
     return directory
 
 
+def short_run(model: Path, data: Path, directory: Path, **changes: Any) -> dict[str, Any]:
+    """The configuration, as a mapping, of four steps of an adapter on a file of texts: fp32, rows of 64 positions, constant rate,
+    AdamW without decay, no recomputation, no validation; ``changes`` are more keys, or other values."""
+    return {
+        "model": str(model),
+        "model_dtype": "fp32",
+        "output_dir": str(directory / "output"),
+        "cache_dir": str(directory / "cache"),
+        "sequence_len": 64,
+        "gradient_accumulation_steps": 1,
+        "max_steps": 4,
+        "learning_rate": 1e-2,
+        "lr_scheduler_type": "constant",
+        "optimizer": "adamw",
+        "weight_decay": 0.0,
+        "lora": True,
+        "recompute": False,
+        "dataloader_num_workers": 0,
+        "validation_split_ratio": 0.0,
+        "datasets": [{"path": str(data), "type": "text"}],
+        **changes,
+    }
+
+
 def held_bytes(mapped: int = -1) -> Any:
     """A context manager with ``now`` and ``peak``: bytes of the living ones among the tensors that operations made inside of it.
     Views of a mapped file of ``mapped`` bytes take no memory."""
