@@ -7,5 +7,5 @@ convention serves the GPU and the host.
 
 from surogate_native_kit.compiler import ARCHITECTURES, cubin  # noqa: F401
 from surogate_native_kit.host import HostProgram  # noqa: F401
-from surogate_native_kit.launch import Kernels  # noqa: F401
+from surogate_native_kit.launch import Kernels, addressable  # noqa: F401
 from surogate_native_kit.source import Source  # noqa: F401

@@ -23,6 +23,13 @@ def architecture(capability: tuple[int, int]) -> str:
     return f"sm_{major}{minor}{'a' if major >= 9 else ''}"
 
 
+def addressable(tensor: torch.Tensor) -> bool:
+    """Whether a kernel can read it: tensors on the meta device and torch's FakeTensors have shapes and no values."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return not (tensor.is_meta or isinstance(tensor, FakeTensor))
+
+
 class Kernels:
     """The kernels of one source. Compiled on first use, for the device that asks."""
 

@@ -26,7 +26,7 @@ FAMILIES = ("full", "LoRA", "QLoRA")
 """From the most memory to the least."""
 LORA_FROM, FULL_FROM = 24e9, 48e9
 """Bytes of the device from which LoRA, and training all weights, are recommended."""
-OFFLOADS = ("offload_optimizer", "offload_master", "offload_residual")
+OFFLOADS = ("offload_optimizer", "offload_residual")
 """Keys that are tried where an installed plugin has them."""
 Changes = dict[str, Any]
 
@@ -90,7 +90,7 @@ def compare(source: Path | Mapping[str, Any], host: Host, given: list[tuple[str,
     for method in methods(host):
         try:
             found.append(attrs.evolve(method, peak=planned(source, host, [*given, *method.keys.items()], "cuda")))
-        except PlanError as error:
+        except (ConfigError, PlanError) as error:
             found.append(attrs.evolve(method, why=error.problems[0].what))
     return ranked(found, size)
 

@@ -22,11 +22,11 @@ def step_generator(device: torch.device, seed: int, step: int) -> torch.Generato
     return torch.Generator(where).manual_seed((mixed ^ (mixed >> 31)) % 2**63)
 
 
-def draw(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Noise for ``count`` values, int16: a row (4096,) and a number for each repetition of it (:func:`spread`)."""
+def draw(count: int, generator: torch.Generator, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Noise on ``device`` for ``count`` values, int16: a row (4096,) and a number for each repetition of it (:func:`spread`)."""
     rows = -(-count // ROW)
     drawn = torch.empty(-(-(ROW + rows) // 4), dtype=torch.int64, device=generator.device)
-    drawn = drawn.random_(-(2**63), None, generator=generator).view(torch.int16)
+    drawn = drawn.random_(-(2**63), None, generator=generator).view(torch.int16).to(device)
     return drawn[:ROW], drawn[ROW : ROW + rows]
 
 
@@ -43,7 +43,7 @@ def stochastic_round_(target: Tensor, source: Tensor, generator: torch.Generator
     """:func:`round_` with noise drawn for this tensor. Any two values are rounded independently of each other, so the variance of a
     sum is that of independent roundings."""
     count = source.numel()
-    return round_(target, source, spread(draw(count, generator), 0, count).view(source.shape))
+    return round_(target, source, spread(draw(count, generator, source.device), 0, count).view(source.shape))
 
 
 def round_(target: Tensor, source: Tensor, noise: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from attrs import field, frozen
 from surogate_native_adam8 import BLOCK, Codebook, Rates, States, Update, codebook, native_on, update_
+from surogate_native_kit import addressable
 from surogate_optimizer_adamw.fill import fill
 from surogate_optimizer_adamw.masters import keeps_masters, restore_, split_
 from surogate_optimizer_adamw.rounding import draw, round_, spread, step_generator
@@ -76,7 +77,7 @@ class State:
         self._rounds = not rule.masters and any(one.param.dtype == torch.bfloat16 for one in self._places)
         self._stretches = list(stretches(self._places, coded, CHUNK.get(self._device.type, CHUNK["cuda"])))
         self._native: Update | None = None
-        if self._places and native_on(self._device, rule.kernels):
+        if self._places and addressable(self._places[0].param) and native_on(self._device, rule.kernels):
             self._native = Update(
                 blocks=self._end // BLOCK,
                 coded=coded // BLOCK,
@@ -90,7 +91,7 @@ class State:
     @torch.no_grad()
     def step(self, lr: Tensor, step: int) -> None:
         rates = Rates(beta1=self._rule.beta1, beta2=self._rule.beta2, epsilon=self._rule.epsilon, step=step)
-        noise = draw(self._end, step_generator(self._device, self._seed, step)) if self._rounds else None
+        noise = draw(self._end, step_generator(self._device, self._seed, step), self._device) if self._rounds else None
         if self._native is None:
             for stretch, states in self._store.walk(self._states, self._stretches):
                 self._update(stretch, states, lr, rates, noise)
