@@ -69,7 +69,9 @@ def test_experts_are_named_as_other_layers_are_but_have_no_dora(target: str) -> 
 def plan(adapter: str = "lora", lora: bool = True, targets: tuple[str, ...] = ("nothing",)) -> Any:
     core = SimpleNamespace(lora=lora, adapter=adapter, model="m")
     options = Options(lora_target_modules=list(targets))
-    return SimpleNamespace(config=SimpleNamespace(core=core, of=lambda cls: options), sites=DENSE, adapter=None, adapted=list)
+    return SimpleNamespace(
+        config=SimpleNamespace(core=core, of=lambda cls: options), sites=DENSE, adapter=None, adapted=list, outline=None
+    )
 
 
 def test_check_plan_asks_only_for_this_adapter() -> None:

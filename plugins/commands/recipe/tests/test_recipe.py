@@ -42,7 +42,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "sequence_len": 64,
         "per_device_train_batch_size": 2,
         "gradient_accumulation_steps": 2,
-        "learning_rate": 1e-2,
+        "learning_rate": 1e-3,
         "max_steps": STEPS,
         "dataloader_num_workers": 0,
         "datasets": [{"path": str(testing.write_rows(place / "text.jsonl", TEXT)), "type": "text"}],

@@ -70,7 +70,7 @@ def train(plan: Plan, rows: Batches, steps: int, total: int) -> tuple[Training, 
     torch.manual_seed(core.train_seed)
     rate = torch.zeros((), device=plan.parallelism.device())
     trainee.model.train()
-    losses, seconds, memory = [], [], 0
+    losses, seconds = [], []
 
     def one(index: int) -> Tensor:
         loss = accumulate(trainee.model, rows.step(index), plan.parallelism, plan.model_source.loss)
@@ -84,14 +84,11 @@ def train(plan: Plan, rows: Batches, steps: int, total: int) -> tuple[Training, 
 
     for index in range(steps):
         begun = time.perf_counter()
-        if index == min(1, steps - 1):  # a step that has all states, and pays for being watched
-            memory, loss = peak(trainee, optimizer, functools.partial(one, index))
-        else:
-            loss = one(index)
-        losses.append(float(loss))
+        losses.append(float(one(index)))
         seconds.append(time.perf_counter() - begun)
     if not all(map(math.isfinite, losses)):
         raise PlanError(f"the loss is not finite: {losses}", where=core.model, how="lower learning_rate")
+    memory, _ = peak(trainee, optimizer, functools.partial(one, steps - 1))  # the last one again, to be watched
     timed = seconds[2:] or seconds
     return Training(losses=losses, seconds=statistics.median(timed), memory=memory), trainee
 

@@ -25,7 +25,7 @@ from surogate_core.errors import PlanError, RunFailed
 if TYPE_CHECKING:
     from torch import Tensor
 
-WHEN = {"seconds", "tokens_per_s", "ms", "memory", "gpu"}
+WHEN = {"seconds", "data_seconds", "tokens_per_s", "ms", "memory", "gpu"}
 """Fields of records that are measured: they depend on the clock and on what else the machine does."""
 
 TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}

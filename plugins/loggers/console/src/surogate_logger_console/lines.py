@@ -68,7 +68,7 @@ def banner(run: Mapping[str, Any]) -> list[str]:
     )
     if memory := run.get("memory"):
         buffers = ", ".join(f"{name} {size(bytes_)}" for name, bytes_ in memory.items())
-        line("memory", f"about {size(sum(memory.values()))} in tensors: {buffers}")
+        line("memory", f"{size(sum(memory.values()))} are kept in tensors: {buffers}")
     line("output", *_fields(run, ("output_dir", "{}")))
     if run.get("checkpoint_dir") != run.get("output_dir"):
         line("checkpoints", *_fields(run, ("checkpoint_dir", "{}")))
@@ -156,7 +156,7 @@ def summary(end: Mapping[str, Any], first_loss: float | None, run: Mapping[str, 
         line(
             "memory",
             f"peak {size(peak)}{whole}",
-            *([f"planned {size(sum(run['memory'].values()))} in tensors"] if run.get("memory") else []),
+            *([f"{size(sum(run['memory'].values()))} of it kept in tensors"] if run.get("memory") else []),
         )
     line("first step", *_fields(end, ("first_step", "{:.1f}s after the start")))
     line("versions", *versions(run.get("plugins") or {}))

@@ -153,6 +153,7 @@ class _HeadLoss(torch.autograd.Function):
             sums = z.sub_(largest).exp_().sum(dim=1, keepdim=True)
             total += ((sums.log() + largest - own) * part).sum()
             if not backward:
+                del z
                 continue
             d = z.mul_(part * scale / sums).scatter_add_(1, label, part * -scale)
             d = (d if slope is None else d.mul_(slope)).to(x.dtype)
@@ -164,6 +165,7 @@ class _HeadLoss(torch.autograd.Function):
                 grad_weight += d.t() @ x[at]
             if grad_bias is not None:
                 grad_bias += d.sum(0, dtype=exact)
+            del z, d, slope  # before the logits of the next chunk are there
         ctx.save_for_backward(grad_x, grad_weight, grad_bias)
         ctx.dtypes = weight.dtype, None if bias is None else bias.dtype
         return total

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from surogate_core.contracts import Context, Held, Site
 from surogate_quantizer_nvfp4.plugin import Options
 
-PIECE = 1 << 19
+PIECE = 1 << 16
 """About as many weights are in float32 at once."""
 
 
