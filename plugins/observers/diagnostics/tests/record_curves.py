@@ -69,6 +69,9 @@ CURVES: dict[str, dict[str, Any]] = {
     "mixture at a high rate": {"model": "mixture", "from_scratch": True, "learning_rate": 0.1, "lr_scheduler_type": "constant"},
     "mixture healthy": {"model": "even", "from_scratch": True},
     "mixture collapse": {"model": "repelled", "from_scratch": True},
+    # recorded when the thresholds of the two above were committed
+    "mixture healthy, plays": {"model": "even", "from_scratch": True, "learning_rate": 1e-3, **PLAYS},
+    "mixture collapse, plays": {"model": "repelled", "from_scratch": True, "learning_rate": 1e-3, **PLAYS},
 }
 
 
