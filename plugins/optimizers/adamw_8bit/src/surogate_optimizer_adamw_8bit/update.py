@@ -77,7 +77,10 @@ class State:
         self._rounds = not rule.masters and any(one.param.dtype == torch.bfloat16 for one in self._places)
         self._stretches = list(stretches(self._places, coded, CHUNK.get(self._device.type, CHUNK["cuda"])))
         self._native: Update | None = None
-        if self._places and addressable(self._places[0].param) and native_on(self._device, rule.kernels):
+        kind = torch.device("cuda") if self._device.type == "meta" else self._device  # a GPU, planned where there is none
+        native = bool(self._places) and native_on(kind, rule.kernels)
+        self._blank = native and not addressable(self._places[0].param)  # the kernel has no values to work on, and takes no memory
+        if native and not self._blank:
             self._native = Update(
                 blocks=self._end // BLOCK,
                 coded=coded // BLOCK,
@@ -92,6 +95,8 @@ class State:
     def step(self, lr: Tensor, step: int) -> None:
         rates = Rates(beta1=self._rule.beta1, beta2=self._rule.beta2, epsilon=self._rule.epsilon, step=step)
         noise = draw(self._end, step_generator(self._device, self._seed, step), self._device) if self._rounds else None
+        if self._blank:
+            return
         if self._native is None:
             for stretch, states in self._store.walk(self._states, self._stretches):
                 self._update(stretch, states, lr, rates, noise)
