@@ -22,13 +22,9 @@ prove: Any = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(prove)
 
 
-OVER = {"words, full", "words, full, lmhead_chunks 8"}
-"""Planned up to 14 % too large: with a large vocabulary a phase has its peak elsewhere in few layers than in all of them."""
-
-
 def check(results: dict[str, Any]) -> None:
     for name, one in results.items():
-        assert 0.95 <= one["planned"] / one["measured"] <= (1.15 if name in OVER else 1.05), name
+        assert 0.95 <= one["planned"] / one["measured"] <= 1.05, name
         if name.startswith("qlora"):
             assert one["loading / final"] <= 1.3, name
 

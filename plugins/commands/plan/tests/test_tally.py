@@ -37,6 +37,26 @@ def test_what_autograd_keeps_counts_until_it_lets_go() -> None:
     assert tally.peaks["end"] == Peak(4000 + 4 + 4, {"gradients": 4000, "activations": 8})
 
 
+def test_a_sum_of_two_gradients_takes_no_place_of_its_own() -> None:
+    """torch adds them in place when nothing watches, as its profiler's record of the allocator shows."""
+
+    def backward() -> None:
+        tied = torch.ones(100, 100, requires_grad=True)
+        (tied @ (tied @ torch.ones(100, 1))).sum().backward()
+
+    with torch.profiler.profile(profile_memory=True) as profile:
+        backward()
+    now = most = 0
+    for event in profile.profiler.kineto_results.events():  # type: ignore[union-attr]
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            most = max(most, now)
+    with Tally("cpu") as tally:
+        tally.phase = "step"
+        backward()
+    assert abs(tally.peaks["step"].total - most) < 1000  # the vectors
+
+
 def test_tensors_made_elsewhere_are_counted_once_and_other_devices_not_at_all() -> None:
     weights = torch.zeros(10, 10)
     with Tally("cpu") as tally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
 
@@ -14,6 +15,7 @@ from surogate_recipe_fp8_hybrid import linear
 from surogate_recipe_fp8_hybrid.linear import DY, FORMATS, Fp8Linear, Hybrid, W, X, build
 from surogate_recipe_fp8_hybrid.plugin import Options
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from surogate_core import testing
 
@@ -217,6 +219,31 @@ def test_a_loaded_scale_is_used_and_a_weight_kept_before_is_not() -> None:
     for name, value in state.items():
         getattr(module, name).copy_(value)
     assert near(module(x, w, None), rounded(x, False, 224) @ rounded(w.detach(), False, 224).T)
+
+
+@pytest.mark.parametrize("watched", [0, 1])
+def test_a_step_that_a_dispatch_mode_watches_is_followed_by_the_same_one(watched: int) -> None:
+    """Within the mode torch's fused AdamW and its foreach functions leave version counters as they are."""
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            return func(*args, **(kwargs or {}))
+
+    def outputs(watched: int | None) -> list[Tensor]:
+        made = recipe()
+        module, w = layer(made), nn.Parameter(normal(N, K))
+        optimizer, found = torch.optim.AdamW([w], lr=0.1, fused=True), []
+        for index in range(3):
+            with Watch() if index == watched else contextlib.nullcontext():
+                found.append(module(normal(4, K, seed=1, scale=1 / (1 + index)), w, None))  # its own scale is not the delayed one
+                found[-1].square().sum().backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                step(made, module)
+        return found
+
+    for found, wanted in zip(outputs(watched), outputs(None), strict=True):
+        assert torch.equal(found, wanted)
 
 
 @pytest.mark.parametrize("kernels", ["auto", "reference"])

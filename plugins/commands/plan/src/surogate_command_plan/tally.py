@@ -3,6 +3,9 @@
 Every operation that makes a tensor is seen (``TorchDispatchMode``), and every storage is followed by a weak reference until it is
 freed; so what autograd keeps counts, and what it lets go does not. Storages are counted once, whatever views there are of them.
 What an operation takes and gives back inside of itself is not seen.
+
+Autograd adds two gradients of one tensor in place, but not while a dispatch mode watches (``isTensorSubclassLike`` in torch's
+``input_buffer.cpp``). So a sum is counted when the next operation begins, when autograd has let go of what it added.
 """
 
 from __future__ import annotations
@@ -58,8 +61,11 @@ class Tally(TorchDispatchMode):
         self._alive: dict[int, tuple[Any, int, str]] = {}
         self._now: Counter[str] = Counter()
         self._total = 0
+        self._sum = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self._settle()
+        self._sum = func is torch.ops.aten.add.Tensor
         if self._stand_in and func is torch.ops.aten._local_scalar_dense.default:
             return 0
         if self._stand_in and func is torch.ops.aten.nonzero.default:
@@ -95,6 +101,19 @@ class Tally(TorchDispatchMode):
         self._alive[key] = weakref.ref(storage, lambda _: self._drop(key)), size, self.label
         self._now[self.label] += size
         self._total += size
+        if not self._sum:
+            self._note()
+
+    def __exit__(self, *raised: Any) -> None:
+        self._settle()
+        super().__exit__(*raised)
+
+    def _settle(self) -> None:
+        if self._sum:
+            self._sum = False
+            self._note()
+
+    def _note(self) -> None:
         if self.phase and (self.phase not in self.peaks or self._total > self.peaks[self.phase].total):
             self.peaks[self.phase] = Peak(self._total, {label: size for label, size in self._now.items() if size})
 

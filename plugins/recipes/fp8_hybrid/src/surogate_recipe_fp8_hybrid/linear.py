@@ -80,6 +80,9 @@ class Hybrid:
         update_scales(history, scale, inverse, largest, kernels=self.kernels)
         for parts, whole in zip(state, joined, strict=True):
             torch._foreach_copy_(parts, list(whole.split(len(FORMATS))))
+        for module in computes.values():
+            if isinstance(module, Fp8Linear):
+                module.forget()
 
 
 def build(options: Options, context: Context) -> Hybrid:
@@ -140,6 +143,13 @@ class Fp8Linear(nn.Module):
         if self._weight is None or self._weight[0] != key:
             self._weight = (key, self.quantise(W, weight.detach(), transpose=True))
         return self._weight[1]
+
+    def forget(self) -> None:
+        """After an optimizer step: while a dispatch mode watches (how memory is counted), torch's foreach and fused updates change
+        weights and scales without a trace in their version counters."""
+        self._read = -1
+        if self._weight is not None and self._weight[0][2] is not None:  # not frozen
+            self._weight = None
 
     def _has_history(self, row: int) -> bool:
         """Reads from the device until there is one, which is after the first step."""
