@@ -234,14 +234,15 @@ def _names(reading: Reading, flat: dict[str, Any]) -> None:
 
 def _task(reading: Reading, flat: dict[str, Any], origins: dict[str, str]) -> None:
     """Settle ``task``, ``lora`` and ``adapter``: see the documentation of ``task``."""
+    asked = next((key for key in ("lora", "adapter") if key in reading.given), None)
     if flat["task"] is None and "task" not in reading.bad:
         types = [data.type for root in LAYOUT.lists for data in flat[root] or ()]
         text = bool(types) and all(kind == "text" for kind in types)
-        plain = text and "lora" not in reading.given
+        plain = text and not asked
         flat["task"] = "pt" if plain else "sft"
-        why = "all data sets are text and lora is not set" if plain else "lora is set" if text else "not all data sets are text"
+        why = "all data sets are text and lora is not set" if plain else f"{asked} is set" if text else "not all data sets are text"
         origins["task"] = f"derived: {why if types else 'there are no data sets'}"
-    if flat["task"] == "pt" and "lora" not in reading.given:
+    if flat["task"] == "pt" and not asked:
         flat["lora"], origins["lora"] = False, 'derived: task is "pt"'
     if not reading.bad & {"adapter", "lora"} and (flat["lora"] or "adapter" in reading.given):
         flat["adapter"] = reading.name("adapter", "adapter", flat["adapter"])

@@ -44,7 +44,8 @@ class CoreOptions:
     task: Literal["pt", "sft"] | None = field(
         default=None,
         metadata=doc(
-            "`pt` trains all weights on text, `sft` fine-tunes. Unset: `pt` if all data sets are text and `lora` is not set."
+            "`pt` trains all weights on text, `sft` fine-tunes. Unset: `pt` if all data sets are text and neither `lora` nor "
+            "`adapter` is set."
         ),
     )
     apply_recommended_values: bool = field(

@@ -143,6 +143,8 @@ def test_a_value_that_is_wholly_from_the_environment_is_read_by_the_keys_type(ho
         ({"datasets": [TEXT]}, "pt", False, "derived: all data sets are text and lora is not set"),
         ({"datasets": [TEXT], "lora": True}, "sft", True, "derived: lora is set"),
         ({"datasets": [TEXT], "lora": False}, "sft", False, "derived: lora is set"),
+        ({"datasets": [TEXT], "adapter": "lora"}, "sft", True, "derived: adapter is set"),
+        ({"datasets": [TEXT], "adapter": "lora", "task": "pt"}, "pt", True, "mapping"),
         ({"datasets": [TEXT, CHAT]}, "sft", True, "derived: not all data sets are text"),
         ({"datasets": [TEXT], "validation_datasets": [CHAT]}, "sft", True, "derived: not all data sets are text"),
         ({"datasets": [TEXT], "task": "sft"}, "sft", True, "mapping"),

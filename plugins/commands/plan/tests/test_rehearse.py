@@ -18,6 +18,8 @@ CASES = [
     {"qlora_fp8": True, "lora_dropout": 0.0},
     {"qlora_bnb": True, "recompute": False, "optimizer": "adamw_8bit"},
     {"adapter": "bottleneck"},
+    {"adapter": "prefix"},
+    {"adapter": "prompt"},
 ]
 
 
