@@ -23,7 +23,7 @@ def operand(x: Tensor, signs: Tensor | None, factor: Tensor | None, turned: bool
 def rotate(x: Tensor, signs: Tensor, factor: Tensor | None, turned: bool, out: bool) -> tuple[Tensor, Tensor]:
     found = operand(x, signs, factor, turned)
     amax = found.abs().amax().reshape(1) if found.numel() else found.new_zeros(1)
-    return (found if out else found[:0]).contiguous(), amax
+    return _wanted(found, out), amax
 
 
 def quantise(
@@ -71,4 +71,8 @@ def _bits(key: Sequence[int], step: Tensor | None, base: int, rows: int, columns
 def _results(made: Blocks, fake: bool) -> Results:
     values = made.scaled().to(torch.bfloat16)
     scales = formats.swizzle(made.scale_bytes()).view(torch.uint8)
-    return made.packed(), scales, (values if fake else values[:0]).contiguous()
+    return made.packed(), scales, _wanted(values, fake)
+
+
+def _wanted(values: Tensor, wanted: bool) -> Tensor:
+    return values.contiguous() if wanted else values.new_empty(0, values.shape[1])
