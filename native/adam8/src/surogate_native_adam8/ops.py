@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import struct
-import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from ctypes import c_int64, c_void_p
 from pathlib import Path
 
 import torch
 from attrs import frozen
 from surogate_native_kit import HostProgram, Kernels, Source
+from surogate_native_kit.host import spread, usable
 from torch import Tensor
 
-from surogate_core.errors import PluginError
 from surogate_native_adam8.codes import BLOCK, Codebook
 from surogate_native_adam8.reference import Rates
 
@@ -40,17 +37,9 @@ def _program() -> HostProgram:
 def native_on(device: torch.device, kernels: str) -> bool:
     """Whether the native update is used. ``auto``: on a GPU, and on a CPU where there is a C++ compiler, whose failure is told as a
     warning. ``native``: PluginError where it cannot be had."""
-    if kernels == "reference" or device.type == "cuda":
+    if device.type == "cuda":
         return kernels != "reference"
-    try:
-        _program()
-    except PluginError as error:
-        if kernels == "native":
-            raise
-        if "no C++ compiler" not in str(error):
-            warnings.warn(f"adamw_8bit goes on in plain torch: {error}", stacklevel=2)
-        return False
-    return True
+    return usable(_program, kernels, "adamw_8bit")
 
 
 @frozen(kw_only=True, eq=False)
@@ -197,17 +186,6 @@ def _launch(arena: Tensor, first: int, last: int) -> None:
     _kernels.launch("adam8_update", arena.device, grid, (THREADS,), arena.data_ptr(), first, last)
 
 
-@functools.cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="adam8")
-
-
 def _spread(arena: Tensor, first: int, last: int) -> None:
-    """Over as many threads as torch has: each call leaves Python's lock to the others. Results do not depend on their number."""
-    work = _program().function("adam8_blocks", None, c_void_p, c_int64, c_int64)
-    threads = min(torch.get_num_threads(), max(1, (last - first) // SHARE))
-    ends = [first + (last - first) * part // threads for part in range(threads + 1)]
-    jobs = [_pool(threads).submit(work, arena.data_ptr(), start, end) for start, end in itertools.pairwise(ends[1:])]
-    work(arena.data_ptr(), ends[0], ends[1])
-    for job in jobs:
-        job.result()
+    """Over as many threads as torch has. Results do not depend on their number."""
+    spread(_program().function("adam8_blocks", None, c_void_p, c_int64, c_int64), arena.data_ptr(), first, last, SHARE)

@@ -7,9 +7,14 @@ all threads reach. It does not find races between threads, because the fibers of
 from __future__ import annotations
 
 import ctypes
+import functools
+import itertools
 import os
 import shutil
 import subprocess
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,3 +69,37 @@ def _compile(compiler: str, source: Source, flags: tuple[str, ...], path: Path) 
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise PluginError(f"{source.path.name} does not compile as C++", where=str(source.path), how=done.stderr)
+
+
+def usable(program: Callable[[], HostProgram], kernels: str, what: str) -> bool:
+    """Whether a CPU's own build, which ``program`` gives, is used under the option ``kernels``. ``auto``: where there is a C++
+    compiler; if it fails, a warning says that ``what`` goes on without. ``native``: PluginError where it cannot be had."""
+    if kernels == "reference":
+        return False
+    try:
+        program()
+    except PluginError as error:
+        if kernels == "native":
+            raise
+        if "no C++ compiler" not in str(error):
+            warnings.warn(f"{what} goes on in plain torch: {error}", stacklevel=3)
+        return False
+    return True
+
+
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="native")
+
+
+def spread(work: Callable[[int, int, int], None], address: int, first: int, last: int, least: int) -> None:
+    """``work(address, start, end)`` over ``first`` to ``last`` in as many parts as torch has threads, none shorter than ``least``. The
+    calls leave Python's lock to each other; results must not depend on the parts."""
+    import torch
+
+    threads = min(torch.get_num_threads(), max(1, (last - first) // least))
+    ends = [first + (last - first) * part // threads for part in range(threads + 1)]
+    jobs = [_pool(threads).submit(work, address, start, end) for start, end in itertools.pairwise(ends[1:])]
+    work(address, ends[0], ends[1])
+    for job in jobs:
+        job.result()

@@ -16,6 +16,8 @@ from torch import Tensor
 from surogate_native_nvfp4 import formats
 
 BLOCK = 16
+FOUR_OVER_SIX_MAX = 256.0
+"""The largest block scale for 6, so that the one for 4, half as large again, still fits E4M3."""
 FLOAT_MAX = torch.finfo(torch.float32).max
 Metric = Literal["mse", "mae", "abs_max"]
 
@@ -120,7 +122,7 @@ def quantise(
         scales = formats.e4m3(block * (encode * (1.0 / limit)))
         factors = _factors(scales, decode)
     else:
-        encode, decode = encode_scale(amax, limit, 256.0)
+        encode, decode = encode_scale(amax, limit, FOUR_OVER_SIX_MAX)
         raw = block / torch.full_like(amax, limit) * encode
         scales, factors, grid = _choose(cells, raw, decode, four_over_six, square)
         if bits is None:

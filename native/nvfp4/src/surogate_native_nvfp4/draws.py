@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from attrs import frozen
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -30,25 +31,47 @@ def philox(counter: tuple[Tensor, ...], key: tuple[int, int]) -> tuple[Tensor, .
     return even[0], odd[1], even[1], odd[0]
 
 
-def words(count: int, key: tuple[int, int], step: Tensor) -> Tensor:
-    """``count`` words of 32 random bits, int64: those of the counters (0, 0, step), (1, 0, step), ... in order, where ``step``, an
-    int64 scalar on the device that the words are wanted on, takes two words; it is not read."""
+@frozen(eq=False)
+class Draw:
+    """Random words of ``key`` and ``step`` (int64 scalar, on the device that they are wanted on) from word ``base`` on, a multiple
+    of 4."""
+
+    key: tuple[int, int]
+    step: Tensor
+    base: int = 0
+
+    def words(self, count: int) -> Tensor:
+        return words(count, self.key, self.step, self.base)
+
+    def bits(self, rows: int, columns: int) -> Tensor:
+        """:func:`bits16` of a matrix (rows, columns)."""
+        return bits16(self.words(-(-rows * columns // 2)), rows, columns)
+
+
+def words(count: int, key: tuple[int, int], step: Tensor, base: int = 0) -> Tensor:
+    """``count`` words of 32 random bits from word ``base``, a multiple of 4, on, int64: those of the counters (0, 0, step),
+    (1, 0, step), ... in order, where ``step``, an int64 scalar on the device that the words are wanted on, takes two words; on a
+    GPU it is not read."""
+    if base % 4:
+        raise ValueError(f"words from number {base} on: counters have four each")
     if step.device.type == "cpu":
-        return torch.from_numpy(_words_on_cpu(-(-count // 4), key, int(step))).view(-1)[:count]
+        return torch.from_numpy(_words_on_cpu(base // 4, -(-count // 4), key, int(step))).view(-1)[:count]
     found = torch.empty(-(-count // 4), 4, dtype=torch.int64, device=step.device)
     low, high = step & WORD, step.bitwise_right_shift(32) & WORD
     for start in range(0, found.shape[0], CHUNK):
         index = torch.arange(start, min(start + CHUNK, found.shape[0]), device=step.device)
-        torch.stack(philox((index, torch.zeros_like(step), low, high), key), dim=1, out=found[start : start + index.numel()])
+        counters = index + base // 4
+        torch.stack(philox((counters, torch.zeros_like(step), low, high), key), dim=1, out=found[start : start + index.numel()])
     return found.view(-1)[:count]
 
 
-def _words_on_cpu(counters: int, key: tuple[int, int], step: int) -> NDArray[np.int64]:
+def _words_on_cpu(first_counter: int, counters: int, key: tuple[int, int], step: int) -> NDArray[np.int64]:
     """(counters, 4): :func:`philox` where a 64-bit product can be read as its two halves, which saves most of the passes."""
     found = np.empty((counters, 4), dtype=np.int64)
     for start in range(0, counters, CHUNK):
         size = min(CHUNK, counters - start)
-        zero, one = np.arange(start, start + size, dtype=np.uint32), np.zeros(size, dtype=np.uint32)
+        zero = np.arange(first_counter + start, first_counter + start + size, dtype=np.uint32)
+        one = np.zeros(size, dtype=np.uint32)
         two, three = (np.full(size, word & WORD, dtype=np.uint32) for word in (step, step >> 32))
         first, second = key
         for _ in range(10):

@@ -15,6 +15,12 @@ TOP = 255.99
 """The largest block scale, so that its correction cannot leave E4M3."""
 
 
+def decode_scale(amax: Tensor) -> Tensor:
+    """Of a matrix, float32 scalar: 1 for one of zeros, NaN for an amax that is not finite."""
+    decode = torch.where(amax == 0, torch.ones_like(amax), amax / torch.full_like(amax, TOP) / torch.full_like(amax, LIMIT))
+    return torch.where(amax.isfinite(), decode, torch.full_like(decode, float("nan")))
+
+
 def quantise_eden(x: Tensor, bits: Tensor | None, *, group: int = 128, amax: Tensor | None = None) -> Blocks:
     """Quantise a rotated matrix (rows, columns) along its columns; unbiased over the signs of the rotation and ``bits``.
 
@@ -25,10 +31,8 @@ def quantise_eden(x: Tensor, bits: Tensor | None, *, group: int = 128, amax: Ten
     cells = columns_first(x, group).unflatten(1, (-1, BLOCK)).flatten(0, 1)  # (columns / 16, 16, rows)
     if amax is None:
         amax = _amax(cells) if cells.numel() else cells.new_zeros(())
-    top, limit = torch.full_like(amax, TOP), torch.full_like(amax, LIMIT)
-    decode = torch.where(amax == 0, torch.ones_like(amax), amax / top / limit)
-    decode = torch.where(amax.isfinite(), decode, torch.full_like(decode, float("nan")))
-    scales = formats.e4m3(cells.abs().amax(1) / limit / decode)
+    decode = decode_scale(amax)
+    scales = formats.e4m3(cells.abs().amax(1) / torch.full_like(amax, LIMIT) / decode)
     scales = torch.where(scales == 0, torch.ones_like(scales), scales)
     scaled = cells / (scales * decode).clamp(max=FLOAT_MAX)[:, None]
     grid = formats.e2m1(scaled)

@@ -1,5 +1,5 @@
-"""The kernels: results allocated, bodies launched; for tensors on the CPU the bodies run on the host. Compiled for every architecture
-and run on the host by the tests, not run on a GPU.
+"""The kernels: results allocated, bodies launched; for tensors on the CPU the bodies run on the host. The tests compile them for every
+architecture and run them on the host; they have not been run on a GPU.
 
 They are not in the path of the recipes: without block-scaled matrix products these are emulated.
 
@@ -73,7 +73,7 @@ def signed(key: Sequence[int]) -> int:
 
 def rotate(x: Tensor, signs: Tensor, factor: Tensor | None, turned: bool, out: bool) -> tuple[Tensor, Tensor]:
     """→ (the rotated operand in float32 (rows, columns padded to len(signs)), its largest magnitude, float32 (1,)); without ``out``
-    the second alone, which reads and writes nothing else, beside an empty tensor. Raises ValueError for other than 16 or 128 signs."""
+    the second alone, beside an empty tensor, which writes nothing else. Raises ValueError for other than 16 or 128 signs."""
     if signs.numel() not in (BLOCK, GROUP):
         raise ValueError(f"a rotation of {signs.numel()} columns: the kernel takes {BLOCK} and {GROUP}")
     (rows, columns), held, kept = shape_of(x, turned), _aligned(x), _aligned(signs)
@@ -100,8 +100,8 @@ def quantise(
     base: int,
     fake: bool,
 ) -> Results:
-    """An operand and its largest magnitude after rotation (float32, on its device) → packed codes (rows, columns padded to 16, / 2),
-    scales as :func:`surogate_native_nvfp4.formats.swizzle` orders them, and q * s in bfloat16 if ``fake``, else nothing.
+    """An operand and its largest magnitude after rotation (float32, on its device) → packed codes (rows, columns padded to 16,
+    / 2), scales as :func:`surogate_native_nvfp4.formats.swizzle` orders them, and q * s in bfloat16 if ``fake``, else nothing.
 
     With ``step`` (int64, on the device) rounding is stochastic, by the words that :func:`surogate_native_nvfp4.draws.words` gives
     for ``key`` and it, from word ``base``, a multiple of 4, on. Raises ValueError for what the kernel does not combine.

@@ -1,5 +1,5 @@
-"""The definition of each kernel, from the functions that define its steps: plain torch, on any device. Operands and results are as in
-:mod:`surogate_native_nvfp4.kernel`."""
+"""The definition of each kernel, from the functions that define its steps: plain torch, on any device. Operands and results are
+as in :mod:`surogate_native_nvfp4.kernel`."""
 
 from __future__ import annotations
 
@@ -64,8 +64,7 @@ def quantise_eden(
 def _bits(key: Sequence[int], step: Tensor | None, base: int, rows: int, columns: int) -> Tensor | None:
     if step is None:
         return None
-    words = draws.words(base + -(-rows * columns // 2), (key[0], key[1]), step.view(()))
-    return draws.bits16(words[base:], rows, columns)
+    return draws.Draw((key[0], key[1]), step.view(()), base).bits(rows, columns)
 
 
 def _results(made: Blocks, fake: bool) -> Results:

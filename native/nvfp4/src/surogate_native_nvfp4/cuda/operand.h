@@ -69,16 +69,14 @@ template <class In> SUROGATE_INLINE Place read_turned(const Operand& given, floa
 template <class In, bool TURNED, int GROUP> SUROGATE_INLINE Place read(const Operand& given, int64_t blocks, float* x) {
     const int64_t at = int64_t(blockIdx.x) * THREADS + threadIdx.x;
     const Place place = TURNED ? read_turned<In>(given, x) : read_straight<In>(given, {at / blocks, at % blocks}, x);
-    const int64_t column = place.block * BLOCK;
     if (given.factor) {
         const float factor = *given.factor;
 #pragma unroll
-        for (int i = 0; i < BLOCK; i++)
-            if (column + i < given.columns) x[i] = times(x[i], factor);  // padding stays 0 whatever the factor is
+        for (int i = 0; i < BLOCK; i++) x[i] = times(x[i], factor);
     }
     if (!given.signs) return place;
     float signs[BLOCK];
-    load_values<Float32, BLOCK>(given.signs + column % GROUP, signs);
+    load_values<Float32, BLOCK>(given.signs + place.block * BLOCK % GROUP, signs);
 #pragma unroll
     for (int i = 0; i < BLOCK; i++) x[i] = times(x[i], signs[i]);
     butterflies<BLOCK>(x);
