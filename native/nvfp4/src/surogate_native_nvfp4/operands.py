@@ -23,7 +23,7 @@ from surogate_native_nvfp4.kernel import GROUP, shape_of, whole
 from surogate_native_nvfp4.product import multiply
 
 OPERANDS = Source(kernel.CUDA / "operands.cpp")
-FAST = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")
+FAST = ("-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")
 """Results are the same with and without; functions that take vectors are inlined, how they would be called does not matter."""
 LEVELS = {"AVX512": "-march=x86-64-v4", "AVX2": "-march=x86-64-v3"}
 SIDE, SHARE = 16, 4

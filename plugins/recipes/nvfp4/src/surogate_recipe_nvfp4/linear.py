@@ -18,8 +18,11 @@ from typing import Any
 
 import torch
 from attrs import frozen
-from surogate_native_nvfp4 import BLOCK, draws, product, quantise, rotate
+from surogate_native_nvfp4 import BLOCK, quantise, rotate
 from surogate_native_nvfp4.blocks import Metric
+from surogate_native_nvfp4.draws import Draw
+from surogate_native_nvfp4.kernel import whole
+from surogate_native_nvfp4.operands import Operand, product, quantised
 from surogate_native_nvfp4.product import multiply
 from surogate_native_nvfp4.rotation import signs_of
 from torch import Tensor, nn
@@ -31,15 +34,18 @@ from surogate_recipe_nvfp4.slot import Quantised, Slot, add_bias, bias_gradient,
 
 @frozen
 class Rules:
-    """four_over_six: the error that chooses, or None; rotated, stochastic: what is done to the operands of gradients."""
+    """four_over_six: the error that chooses, or None; rotated, stochastic: what is done to the operands of gradients; kernels: the
+    option, which changes no result."""
 
     four_over_six: Metric | None = "mse"
     rotated: bool = True
     stochastic: bool = True
+    kernels: str = "auto"
 
     @classmethod
-    def of(cls, options: Options) -> Rules:
+    def of(cls, options: Options, kernels: str) -> Rules:
         return cls(
+            kernels=kernels,
             four_over_six="mse" if options.fp4_four_over_six else None,
             rotated=not options.no_fp4_hadamard,
             stochastic=not options.no_fp4_stochastic_rounding,
@@ -52,37 +58,34 @@ class Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, slot: Slot, rules: Rules) -> Tensor:
         values, decode = slot.weight(weight)
-        rows = quantise(x, four_over_six=rules.four_over_six)
+        rows = quantised(x, four_over_six=rules.four_over_six, kernels=rules.kernels)
         ctx.save_for_backward(x, values, decode, bias)
         ctx.slot, ctx.rules, ctx.weight_dtype = slot, rules, weight.dtype
-        return add_bias(multiply(rows.scaled(), values, rows.decode * decode), bias, x.dtype)
+        return add_bias(multiply(rows.values, values, rows.decode * decode), bias, x.dtype)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, values, decode, bias = ctx.saved_tensors
         rules = ctx.rules
-        dgrad, wgrad = bits_of(ctx.slot, *dy.shape) if rules.stochastic else (None, None)
+        dgrad, wgrad = draws_of(ctx.slot, *dy.shape) if rules.stochastic else (None, None)
         dx = dw = None
         if ctx.needs_input_grad[0]:
-            rows = quantise(dy, bits=dgrad)
-            dx = multiply(rows.scaled()[:, : dy.shape[1]], values.t(), rows.decode * decode)[:, : x.shape[1]].to(x.dtype)
+            rows = quantised(dy, draw=dgrad, kernels=rules.kernels)
+            dx = multiply(rows.values[:, : dy.shape[1]], values.t(), rows.decode * decode)[:, : x.shape[1]].to(x.dtype)
         if ctx.needs_input_grad[1]:
-            left, right = along_rows(dy, rules), along_rows(x, rules)
-            columns = quantise(left, four_over_six=rules.four_over_six, bits=wgrad)
-            dw = product(columns, quantise(right, four_over_six=rules.four_over_six)).to(ctx.weight_dtype)
+            dw = product(along_rows(dy, rules, wgrad), along_rows(x, rules)).to(ctx.weight_dtype)
         return dx, dw, bias_gradient(dy, bias) if ctx.needs_input_grad[2] else None, None, None
 
 
-def along_rows(x: Tensor, rules: Rules) -> Tensor:
+def along_rows(x: Tensor, rules: Rules, draw: Draw | None = None) -> Operand:
     """x (M, columns) as an operand of the weight gradient: turned, and rotated along M if ``rules`` say so."""
-    return rotate(x.t(), signs_of(x.device)) if rules.rotated else x.t()
+    signs = signs_of(x.device) if rules.rotated else None
+    return quantised(x, signs=signs, turned=True, four_over_six=rules.four_over_six, draw=draw, kernels=rules.kernels)
 
 
-def bits_of(slot: Slot, rows: int, columns: int) -> tuple[Tensor, Tensor]:
-    """Random bits of one backward pass for dy (rows, columns) and for its transpose, both padded to whole blocks."""
-    shapes = (rows, -(-columns // BLOCK) * BLOCK), (columns, -(-rows // BLOCK) * BLOCK)
-    words = slot.draw(*(height * width // 2 for height, width in shapes))
-    first, second = (draws.bits16(part, *shape) for part, shape in zip(words, shapes, strict=True))
+def draws_of(slot: Slot, rows: int, columns: int) -> tuple[Draw, Draw]:
+    """What one backward pass draws for dy (rows, columns) and for its transpose, both padded to whole blocks."""
+    first, second = slot.draw(*(height * whole(width, BLOCK) // 2 for height, width in ((rows, columns), (columns, rows))))
     return first, second
 
 
@@ -103,8 +106,9 @@ class Nvfp4:
         return Slot(site, self.seed, compute, self.weight)
 
     def weight(self, weight: Tensor) -> Quantised:
-        blocks = quantise(weight.detach(), square=True, four_over_six=self.rules.four_over_six)
-        return blocks.scaled().to(torch.bfloat16), blocks.decode
+        metric, kernels = self.rules.four_over_six, self.rules.kernels
+        found = quantised(weight.detach(), square=True, four_over_six=metric, kernels=kernels)
+        return found.values.to(torch.bfloat16), found.decode
 
     @property
     def bounds(self) -> dict[str, float]:
@@ -114,8 +118,12 @@ class Nvfp4:
     def operands(self, compute: Slot, x: Tensor, weight: Tensor, dy: Tensor) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
         """The operands of the three products as the next backward pass of ``compute`` would round them; see :func:`shown`."""
         rules, metric = self.rules, self.rules.four_over_six
-        dgrad, wgrad = bits_of(compute, *dy.shape) if rules.stochastic else (None, None)
-        left, right = along_rows(dy, rules), along_rows(x, rules)
+        dgrad = wgrad = None
+        if rules.stochastic:
+            first, second = draws_of(compute, *dy.shape)
+            (m, n) = dy.shape
+            dgrad, wgrad = first.bits(m, whole(n, BLOCK)), second.bits(n, whole(m, BLOCK))
+        left, right = (rotate(values.t(), signs_of(dy.device)) if rules.rotated else values.t() for values in (dy, x))
         return {
             "x": shown(x, quantise(x, four_over_six=metric)),
             "W": shown(weight, quantise(weight, square=True, four_over_six=metric)),
@@ -129,4 +137,4 @@ class Nvfp4:
 
 
 def build(options: Options, context: Context) -> Nvfp4:
-    return Nvfp4(Rules.of(options), context.config.train_seed)
+    return Nvfp4(Rules.of(options, context.config.kernels), context.config.train_seed)

@@ -17,7 +17,10 @@ from typing import Any
 
 import torch
 from attrs import frozen
-from surogate_native_nvfp4 import BLOCK, Blocks, draws, product, quantise, quantise_eden, rotate
+from surogate_native_nvfp4 import BLOCK, Blocks, draws, quantise, quantise_eden, rotate
+from surogate_native_nvfp4.draws import Draw
+from surogate_native_nvfp4.kernel import whole
+from surogate_native_nvfp4.operands import Operand, product, quantised, quantised_eden
 from surogate_native_nvfp4.product import multiply
 from torch import Tensor, nn
 
@@ -36,11 +39,10 @@ class Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, slot: Slot, rules: Rules) -> Tensor:
         values, decode = slot.weight(weight)
-        blocks = quantise(x, four_over_six=rules.four_over_six)
-        rows = blocks.scaled()
-        ctx.save_for_backward(rows.to(torch.bfloat16), blocks.decode, values, decode, bias)
+        rows = quantised(x, four_over_six=rules.four_over_six, kernels=rules.kernels)
+        ctx.save_for_backward(rows.values.to(torch.bfloat16), rows.decode, values, decode, bias)
         ctx.slot, ctx.rules, ctx.dtypes, ctx.width = slot, rules, (x.dtype, weight.dtype), x.shape[1]
-        return add_bias(multiply(rows, values, blocks.decode * decode), bias, x.dtype)
+        return add_bias(multiply(rows.values, values, rows.decode * decode), bias, x.dtype)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -49,42 +51,62 @@ class Product(torch.autograd.Function):
         dgrad, wgrad = drawn(ctx.slot, (m, k, n), (n, k, m))
         dx = dw = None
         if ctx.needs_input_grad[0]:
-            weight = values.to(torch.float32) * decode
-            dx = unbiased(dy, weight.t(), ctx.rules, dgrad)[:, : ctx.width].to(ctx.dtypes[0])
+            left, right = Side(dy), Side(values, decode, turned=True)
+            dx = unbiased(left, right, ctx.rules, dgrad)[:, : ctx.width].to(ctx.dtypes[0])
         if ctx.needs_input_grad[1]:
-            x = rows.to(torch.float32) * rows_decode
-            dw = unbiased(dy.t(), x.t(), ctx.rules, wgrad)[:, : ctx.width].to(ctx.dtypes[1])
+            left, right = Side(dy, turned=True), Side(rows, rows_decode, turned=True)
+            dw = unbiased(left, right, ctx.rules, wgrad)[:, : ctx.width].to(ctx.dtypes[1])
         return dx, dw, bias_gradient(dy, bias) if ctx.needs_input_grad[2] else None, None, None
 
 
 @frozen(eq=False)
 class Drawn:
-    """What one product draws: signs (128,) of its rotation, bits for the scales of its left and right operand."""
+    """What one product draws: signs (128,) of its rotation, words for the scales of its left and right operand."""
 
     signs: Tensor
-    left: Tensor
-    right: Tensor
+    left: Draw
+    right: Draw
+
+
+@frozen(eq=False)
+class Side:
+    """An operand of a gradient: a matrix, or its transpose, times ``factor``."""
+
+    matrix: Tensor
+    factor: Tensor | None = None
+    turned: bool = False
 
 
 def drawn(slot: Slot, *products: tuple[int, int, int]) -> list[Drawn]:
     """The draws of one backward pass, for products of (rows of the left operand, of the right, contracted size)."""
-    shapes = [(rows, -(-size // GROUP) * (GROUP // BLOCK)) for left, right, size in products for rows in (left, right)]
-    counts = [rows * blocks // 2 for rows, blocks in shapes]
-    words = slot.draw(*[GROUP // 32] * len(products), *counts)
-    bits = [draws.bits16(part, *shape) for part, shape in zip(words[len(products) :], shapes, strict=True)]
-    return [Drawn(draws.signs(words[at]), *bits[2 * at : 2 * at + 2]) for at in range(len(products))]
+    counts = [rows * _scales(size) // 2 for left, right, size in products for rows in (left, right)]
+    parts = slot.draw(*[GROUP // 32] * len(products), *counts)
+    signs, scales = parts[: len(products)], parts[len(products) :]
+    return [Drawn(draws.signs(one.words(GROUP // 32)), *scales[2 * at : 2 * at + 2]) for at, one in enumerate(signs)]
 
 
-def unbiased(left: Tensor, right: Tensor, rules: Rules, drawn: Drawn) -> Tensor:
+def _scales(size: int) -> int:
+    """Block scales of a row."""
+    return whole(size, GROUP) // BLOCK
+
+
+def unbiased(left: Side, right: Side, rules: Rules, drawn: Drawn) -> Tensor:
     """left · right^T, both rotated alike and quantised by MS-EDEN."""
+    signs = drawn.signs if rules.rotated else None
 
-    return product(*(eden(matrix, rules, drawn.signs, bits)[1] for matrix, bits in ((left, drawn.left), (right, drawn.right))))
+    def operand(side: Side, draw: Draw) -> Operand:
+        kept = draw if rules.stochastic else None
+        given = {"signs": signs, "factor": side.factor, "turned": side.turned, "draw": kept}
+        return quantised_eden(side.matrix, **given, kernels=rules.kernels)
+
+    return product(operand(left, drawn.left), operand(right, drawn.right))
 
 
-def eden(matrix: Tensor, rules: Rules, signs: Tensor, bits: Tensor) -> tuple[Tensor, Blocks]:
-    """(rotated, quantised)."""
+def eden(matrix: Tensor, rules: Rules, signs: Tensor, draw: Draw) -> tuple[Tensor, Blocks]:
+    """(rotated, quantised), for the report."""
     rotated = rotate(matrix, signs) if rules.rotated else matrix
-    return rotated, quantise_eden(rotated, bits if rules.stochastic else None, group=GROUP)
+    bits = draw.bits(matrix.shape[0], _scales(matrix.shape[1])) if rules.stochastic else None
+    return rotated, quantise_eden(rotated, bits, group=GROUP)
 
 
 @frozen
@@ -104,8 +126,8 @@ class Quartet:
         return Slot(site, self.seed, compute, self.weight)
 
     def weight(self, weight: Tensor) -> Quantised:
-        blocks = quantise(weight.detach(), four_over_six=self.rules.four_over_six)
-        return blocks.scaled().to(torch.bfloat16), blocks.decode
+        found = quantised(weight.detach(), four_over_six=self.rules.four_over_six, kernels=self.rules.kernels)
+        return found.values.to(torch.bfloat16), found.decode
 
     @property
     def bounds(self) -> dict[str, float]:
@@ -136,4 +158,4 @@ class Quartet:
 
 
 def build(options: Options, context: Context) -> Quartet:
-    return Quartet(Rules.of(options), context.config.train_seed)
+    return Quartet(Rules.of(options, context.config.kernels), context.config.train_seed)

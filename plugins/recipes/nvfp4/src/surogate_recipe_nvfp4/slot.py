@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from surogate_native_nvfp4 import BLOCK, Blocks, draws
+from surogate_native_nvfp4 import BLOCK, Blocks
+from surogate_native_nvfp4.draws import Draw
 from surogate_native_nvfp4.formats import E2M1_MAX
 from torch import Tensor, nn
 
@@ -52,16 +54,12 @@ class Slot(nn.Module):
             self.kept = (state, self.weights(weight))
         return self.kept[1]
 
-    def draw(self, *counts: int) -> tuple[Tensor, ...]:
+    def draw(self, *counts: int) -> tuple[Draw, ...]:
         """Random words of this backward pass, as many for each part as asked for, each part from a counter of its own on."""
         now = self.draws.clone()
         self.draws += 1
-        return draws.words(sum(map(_whole, counts)), self.key, now).split([_whole(count) for count in counts])
-
-
-def _whole(count: int) -> int:
-    """Words are made four at a time."""
-    return -(-count // 4) * 4
+        ends = itertools.accumulate((-(-count // 4) * 4 for count in counts), initial=0)  # a counter has four
+        return tuple(Draw(self.key, now, start) for start, _ in itertools.pairwise(ends))
 
 
 def shown(exact: Tensor, blocks: Blocks) -> tuple[Tensor, Tensor, Tensor]:
