@@ -7,7 +7,7 @@ import torch
 from surogate_native_nvfp4 import quantise, rotate
 from surogate_native_nvfp4.rotation import signs_of
 from surogate_recipe_nvfp4 import linear
-from surogate_recipe_nvfp4.linear import bits_of
+from surogate_recipe_nvfp4.linear import draws_of
 from surogate_recipe_nvfp4.plugin import Options
 from surogate_recipe_nvfp4.slot import Slot
 from torch import Tensor
@@ -44,14 +44,14 @@ def test_the_three_products_are_those_of_the_dequantised_operands(metric: Any) -
     x, w, dy = operands()
     slot = make(fp4_four_over_six=metric is not None)
     y, dx, dw = gradients(slot, x, w, dy)
-    dgrad, wgrad = bits_of(make(), M, N)
+    dgrad, wgrad = draws_of(make(), M, N)
     square = quantise(w, square=True, four_over_six=metric)
     torch.testing.assert_close(y.double(), exact(quantise(x, four_over_six=metric), square), rtol=1e-5, atol=1e-6)
-    left = quantise(dy, bits=dgrad)
+    left = quantise(dy, bits=dgrad.bits(M, N))
     wanted = left.dequantised().double() @ square.dequantised().double()
     torch.testing.assert_close(dx.double(), wanted, rtol=1e-5, atol=1e-8)
     signs = signs_of(dy.device)
-    columns = quantise(rotate(dy.t(), signs), four_over_six=metric, bits=wgrad)
+    columns = quantise(rotate(dy.t(), signs), four_over_six=metric, bits=wgrad.bits(N, M))
     wanted = exact(columns, quantise(rotate(x.t(), signs), four_over_six=metric))
     torch.testing.assert_close(dw.double(), wanted, rtol=1e-5, atol=1e-6)
 

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from surogate_native_nvfp4 import operands
+from surogate_recipe_nvfp4 import plugin
 
 import surogate_core
 from surogate_core import testing
@@ -126,10 +128,20 @@ def test_fp4_backend_that_cannot_be_used_is_refused(go: Go) -> None:
         go(fp4_backend="cublas")
 
 
-def test_kernels_that_are_not_there_are_refused(go: Go, plain: Any) -> None:
-    with pytest.raises(PlanError, match="nvfp4 has no native kernels in this version"):
+@pytest.mark.parametrize("recipe", ["nvfp4", "nvfp4_quartet"])
+def test_kernels_change_no_bit(go: Go, plain: Any, recipe: str) -> None:
+    assert go(recipe=recipe, kernels="reference")[1] == plain[recipe][1]
+    assert go(recipe=recipe, kernels="native")[1] == plain[recipe][1]
+
+
+def test_kernels_that_are_not_there_are_refused(go: Go, monkeypatch: pytest.MonkeyPatch) -> None:
+    (found,) = plugin._native("nvfp4", "cuda")
+    assert "nvfp4 runs no native kernels on a GPU in this version" in found.what
+    operands.available.cache_clear()
+    operands._program.cache_clear()
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(PlanError, match="no-such-compiler"):
         go(kernels="native")
-    assert go(kernels="reference")[1] == plain["nvfp4"][1]
 
 
 def test_first_and_last_layers_stay_in_the_models_dtype(go: Go, plain: Any) -> None:

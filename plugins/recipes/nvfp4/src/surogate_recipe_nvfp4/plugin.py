@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from attrs import field, frozen
 
-from surogate_core.errors import Problem
+from surogate_core.errors import PluginError, Problem
 from surogate_core.hookspecs import hookimpl
 from surogate_core.offers import Offer, doc, normal_name
 
@@ -81,11 +82,19 @@ def check_plan(plan: Plan, device: str) -> list[Problem]:
             )
         )
     if core.kernels == "native":
-        problems.append(
-            Problem(
-                f"{core.recipe} has no native kernels in this version, only their definitions in plain torch",
-                where='kernels = "native"',
-                how='set kernels = "auto" or "reference"',
-            )
-        )
+        problems += _native(core.recipe, device)
     return problems
+
+
+def _native(recipe: str, device: str) -> Sequence[Problem]:
+    """Why ``kernels = "native"`` cannot be had: on a CPU there is code for it, which needs a compiler."""
+    from surogate_native_nvfp4.operands import available
+
+    if device != "cpu":
+        what = f"{recipe} runs no native kernels on a GPU in this version, only their definitions in plain torch"
+        return [Problem(what, where='kernels = "native"', how='set kernels = "auto" or "reference"')]
+    try:
+        available("native")
+    except PluginError as error:
+        return error.problems
+    return []
