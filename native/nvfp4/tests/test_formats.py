@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import ast
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -101,3 +105,29 @@ def test_swizzle_at_the_published_places() -> None:
         scales[place] = number
     flat = formats.swizzle(scales)
     assert [int(flat[at]) for at in (0, 16, 4, 1, 512, 512 * 3)] == [1, 2, 3, 4, 5, 6]
+
+
+def of_torch() -> Callable[[torch.Tensor], torch.Tensor]:
+    """torch's own statement of the order that cuBLASLt documents for scales of blocks of 16 ("128 x 4 tiles"), which it tests
+    ``_scaled_mm`` with. Its module wants a package for tests that is not needed for this."""
+    source = Path(torch.__file__).with_name("testing") / "_internal" / "common_quantized.py"
+    wanted = [node for node in ast.parse(source.read_text()).body if getattr(node, "name", "") in ("ceil_div", "to_blocked")]
+    known: dict[str, Any] = {"torch": torch}
+    exec(compile(ast.Module(wanted, []), str(source), "exec"), known)
+    return known["to_blocked"]
+
+
+@pytest.mark.parametrize(("rows", "blocks"), [(128, 4), (256, 12), (200, 7), (1, 1), (129, 5), (384, 6)])
+def test_the_order_of_scales_is_torchs_for_cublaslt_and_that_of_cutlass_atom(rows: int, blocks: int) -> None:
+    """cuDNN calls it F8_128x4. CUTLASS states it as a CuTe layout of one atom, ((32, 4), (16, 4)) : ((16, 4), (0, 1)) for (row,
+    column of values), atoms one after another along columns first: each coordinate is split and meets its strides."""
+    scales = torch.randint(1, 127, (rows, blocks), dtype=torch.uint8, generator=torch.Generator().manual_seed(rows))
+    flat = formats.swizzle(scales)
+    assert torch.equal(flat, of_torch()(scales))
+    sizes, strides, atom = (32, 4, 16, 4), (16, 4, 0, 1), 512
+    across = -(-blocks // 4)
+    row, column = np.meshgrid(np.arange(rows), 16 * np.arange(blocks) + 9, indexing="ij")  # any value of a block
+    inside = (row % 32, row // 32 % sizes[1], column % sizes[2], column // 16 % sizes[3])
+    places = sum(part * stride for part, stride in zip(inside, strides, strict=True)) + atom * (row // 128 * across + column // 64)
+    np.testing.assert_array_equal(flat.numpy()[places], scales.numpy())
+    assert int((flat != 0).sum()) == rows * blocks

@@ -121,6 +121,29 @@ def test_a_device_with_it_is_refused_while_there_are_no_kernels(go: Go, monkeypa
     assert "emulated" in caught.value.problems[0].how
 
 
+@pytest.mark.parametrize("backend", ["auto", "native", "emulated"])
+@pytest.mark.parametrize("capability", [None, (8, 0), (9, 0), (10, 0), (12, 0)], ids=str)
+def test_cudnn_is_refused_on_every_device(
+    go: Go, monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int] | None, backend: str
+) -> None:
+    if capability:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(PlanError) as caught:
+        go(fp4_backend="cudnn", recipe_backend=backend)
+    (found,) = caught.value.problems
+    if backend == "emulated":
+        assert "fp4_backend = 'cudnn' cannot be used: emulation calls no library" in found.what
+    elif capability and capability >= (10, 0):
+        assert "no 4-bit matrix products for cudnn in this version: the order of scales that it reads is tested" in found.what
+        assert "a product by it has never run" in found.what
+    else:
+        assert "nvfp4 needs sm_100+" in found.what
+    assert found.where
+    assert found.how
+
+
 def test_fp4_backend_that_cannot_be_used_is_refused(go: Go) -> None:
     with pytest.raises(PlanError, match="fp4_backend = 'cudnn' cannot be used: emulation calls no library"):
         go(fp4_backend="cudnn")

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from surogate_core.plan import Plan
 
 NAMES = ("nvfp4", "nvfp4_quartet")
+EXISTS = {
+    "cutlass": "one is compiled for sm_100a, and has never run",
+    "cudnn": "the order of scales that it reads is tested, a product by it has never run",
+}
+"""What there is instead, by backend."""
 
 
 @frozen(kw_only=True)
@@ -68,7 +73,7 @@ def check_plan(plan: Plan, device: str) -> list[Problem]:
     if core.recipe_backend != "emulated":
         problems.append(
             Problem(
-                f"{core.recipe} has no 4-bit matrix products for {backend} in this version",
+                f"{core.recipe} has no 4-bit matrix products for {backend} in this version: {EXISTS[backend]}",
                 where=f'recipe_backend = "{core.recipe_backend}", fp4_backend = "{backend}"',
                 how=emulate,
             )
