@@ -100,8 +100,9 @@ def test_quantising_writes_the_bytes_of_the_definition(
     shape: tuple[int, int], dtype: torch.dtype, square: bool, four: bool
 ) -> None:
     x = values(shape, dtype)
-    found = on_host(x, largest(x), square=square, four_over_six=four)
-    compare(found, quantise(x, square=square, four_over_six="mse" if four else None))
+    for turned in (False, True):
+        found = on_host(x, largest(x), square=square, four_over_six=four, turned=turned)
+        compare(found, quantise(x.t() if turned else x, square=square, four_over_six="mse" if four else None))
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -182,8 +183,8 @@ def test_addresses_that_are_no_multiples_of_16_and_nothing() -> None:
 
 def test_what_the_kernels_do_not_combine() -> None:
     x = values((16, 32), torch.float32)
-    with pytest.raises(ValueError, match="16 x 16 are read straight"):
-        on_host(x, largest(x), square=True, turned=True)
+    with pytest.raises(ValueError, match="16 x 16 are not rotated, and rounded to nearest"):
+        on_host(x, largest(x), square=True, step=STEP)
     with pytest.raises(ValueError, match="a rotation of 128 columns: the quantising kernel takes 16"):
         on_host(x, largest(x), 128)
     with pytest.raises(ValueError, match="a rotation of 16 columns: MS-EDEN's kernel takes 128"):

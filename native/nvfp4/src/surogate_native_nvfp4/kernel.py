@@ -106,8 +106,8 @@ def quantise(
     With ``step`` (int64, on the device) rounding is stochastic, by the words that :func:`surogate_native_nvfp4.draws.words` gives
     for ``key`` and it, from word ``base``, a multiple of 4, on. Raises ValueError for what the kernel does not combine.
     """
-    if square and (turned or signs is not None or factor is not None or step is not None):
-        raise ValueError("blocks of 16 x 16 are read straight, neither rotated nor multiplied, and rounded to nearest")
+    if square and (signs is not None or step is not None):
+        raise ValueError("blocks of 16 x 16 are not rotated, and rounded to nearest")
     if signs is not None and signs.numel() != BLOCK:
         raise ValueError(f"a rotation of {signs.numel()} columns: the quantising kernel takes {BLOCK}")
     rows, columns = shape_of(x, turned)

@@ -26,7 +26,7 @@ SUROGATE_INLINE float sum_of_group(float* own) {
 template <class In, bool TURNED> SUROGATE_INLINE void eden(const Operand& given, const float* amax, const Results& to, const Draw& draw) {
     const int64_t blocks = (given.columns + WIDE - 1) / WIDE * LANES;
     float x[BLOCK], squares[BLOCK], along[BLOCK];
-    const Place place = read<In, TURNED, WIDE>(given, blocks, x);
+    const Place place = read<In, false, TURNED, WIDE>(given, blocks, x);
     const float decode = eden_decode(*amax), scale = eden_scale(x, decode), divisor = eden_divisor(scale, decode);
 #pragma unroll
     for (int i = 0; i < BLOCK; i++) {

@@ -2,7 +2,7 @@
 //
 // An operand is a matrix (rows, columns) with blocks along columns. Straight, a thread has 16 neighbours of a row: two 16-byte loads of
 // bfloat16. TURNED, memory has the transpose: 256 threads bring 128 columns x 32 rows to shared memory, along rows, and a thread has a
-// block of it; eight neighbouring lanes have the eight blocks of 128 columns either way.
+// block of it; eight neighbouring lanes have the eight blocks of 128 columns either way. SQUARE, 16 neighbouring lanes have 16 rows.
 #pragma once
 #include "blocks.h"
 #include "surogate_values.h"
@@ -37,7 +37,7 @@ template <class In> SUROGATE_INLINE Place read_straight(const Operand& given, Pl
     return place;
 }
 
-template <class In> SUROGATE_INLINE Place read_turned(const Operand& given, float* x) {
+template <class In, bool SQUARE> SUROGATE_INLINE Place read_turned(const Operand& given, float* x) {
     __shared__ float tile[LANES * PITCH];
     constexpr int EACH = In::PER_LOAD, ACROSS = HIGH / EACH;
     const int64_t across = (given.rows + HIGH - 1) / HIGH;
@@ -58,17 +58,19 @@ template <class In> SUROGATE_INLINE Place read_turned(const Operand& given, floa
         for (int i = 0; i < EACH; i++) tile[own_column / BLOCK * PITCH + own_column % BLOCK * HIGH + own_row + i] = values[i];
     }
     __syncthreads();
-    const int lane = threadIdx.x % LANES, high = threadIdx.x / LANES;
+    const int t = threadIdx.x, block = SQUARE ? t / BLOCK % LANES : t % LANES;
+    const int high = SQUARE ? t % BLOCK + t / (BLOCK * LANES) * BLOCK : t / LANES;
 #pragma unroll
-    for (int i = 0; i < BLOCK; i++) x[i] = tile[lane * PITCH + i * HIGH + high];
-    return {first_row + high, first_column / BLOCK + lane};
+    for (int i = 0; i < BLOCK; i++) x[i] = tile[block * PITCH + i * HIGH + high];
+    return {first_row + high, first_column / BLOCK + block};
 }
 
 // The thread's block of the operand with `blocks` of them in a row, zeros outside, multiplied by the factor, and rotated in groups of
 // GROUP columns (of which a thread has 16) where there are signs. All threads of a warp come here together.
-template <class In, bool TURNED, int GROUP> SUROGATE_INLINE Place read(const Operand& given, int64_t blocks, float* x) {
-    const int64_t at = int64_t(blockIdx.x) * THREADS + threadIdx.x;
-    const Place place = TURNED ? read_turned<In>(given, x) : read_straight<In>(given, {at / blocks, at % blocks}, x);
+template <class In, bool SQUARE, bool TURNED, int GROUP> SUROGATE_INLINE Place read(const Operand& given, int64_t blocks, float* x) {
+    const int64_t at = int64_t(blockIdx.x) * THREADS + threadIdx.x, tile = at / BLOCK;
+    const Place straight = SQUARE ? Place{tile / blocks * BLOCK + at % BLOCK, tile % blocks} : Place{at / blocks, at % blocks};
+    const Place place = TURNED ? read_turned<In, SQUARE>(given, x) : read_straight<In>(given, straight, x);
     if (given.factor) {
         const float factor = *given.factor;
 #pragma unroll

@@ -9,13 +9,7 @@ template <class In, bool SQUARE, bool FOUR, bool TURNED>
 SUROGATE_INLINE void quantise(const Operand& given, const float* amax, const Results& to, const Draw& draw) {
     const int64_t blocks = (given.columns + BLOCK - 1) / BLOCK;
     float x[BLOCK];
-    Place place;
-    if (SQUARE) {
-        const int64_t at = int64_t(blockIdx.x) * THREADS + threadIdx.x, tile = at / BLOCK;
-        place = read_straight<In>(given, {tile / blocks * BLOCK + at % BLOCK, tile % blocks}, x);
-    } else {
-        place = read<In, TURNED, BLOCK>(given, blocks, x);
-    }
+    const Place place = read<In, SQUARE, TURNED, BLOCK>(given, blocks, x);
     const Choice<float> choice = choose<SQUARE, FOUR>(x, whole_of<FOUR>(*amax));
     if (place.row >= given.rows || place.block >= blocks) return;
 
@@ -42,13 +36,14 @@ SUROGATE_INLINE void quantise(const Operand& given, const float* amax, const Res
             {x, factor, signs, rows, columns}, amax, {codes, scales, fake}, {(unsigned long long)key, step, base}                     \
         );                                                                                                                            \
     }
-#define KERNELS(name, In)                                         \
-    KERNEL(quantise_##name, In, false, false, false)              \
-    KERNEL(quantise_##name##_four, In, false, true, false)        \
-    KERNEL(quantise_##name##_turned, In, false, false, true)      \
-    KERNEL(quantise_##name##_four_turned, In, false, true, true)  \
-    KERNEL(quantise_##name##_square, In, true, false, false)      \
-    KERNEL(quantise_##name##_square_four, In, true, true, false)
+#define READINGS(name, In, SQUARE, FOUR)      \
+    KERNEL(name, In, SQUARE, FOUR, false)     \
+    KERNEL(name##_turned, In, SQUARE, FOUR, true)
+#define KERNELS(name, In)                                     \
+    READINGS(quantise_##name, In, false, false)               \
+    READINGS(quantise_##name##_four, In, false, true)         \
+    READINGS(quantise_##name##_square, In, true, false)       \
+    READINGS(quantise_##name##_square_four, In, true, true)
 
 KERNELS(bf16, BFloat16)
 KERNELS(fp32, Float32)

@@ -7,7 +7,7 @@ namespace {
 template <class In, bool TURNED, int GROUP> SUROGATE_INLINE void rotate(const Operand& given, float* out, uint32_t* amax) {
     const int64_t blocks = (given.columns + GROUP - 1) / GROUP * (GROUP / BLOCK);
     float x[BLOCK];
-    const Place place = read<In, TURNED, GROUP>(given, blocks, x);
+    const Place place = read<In, false, TURNED, GROUP>(given, blocks, x);
     const bool inside = place.row < given.rows && place.block < blocks;
     if (amax) {
         float largest = inside ? largest_of(x) : 0.0f;
