@@ -18,7 +18,7 @@ from surogate_native_nvfp4.blocks import Blocks
 from surogate_native_nvfp4.rotation import signs_of
 from torch import Tensor
 
-SHAPES = [(1, 1), (5, 3), (16, 16), (17, 33), (130, 80), (200, 16), (40, 130)]
+SHAPES = [(1, 1), (5, 3), (16, 16), (17, 33), (130, 80), (40, 130)]
 KEY = (0x12345678, 0xFEDCBA98)
 STEP = torch.tensor([(5 << 32) + 1])
 SIGNS = {16: signs_of(torch.device("cpu")), 128: draws.signs(draws.words(4, (3, 4), STEP[0]))}
@@ -128,7 +128,7 @@ def test_an_operand_is_turned_multiplied_rotated_and_drawn_in_one_pass(
         compare(found, quantise(matrix, four_over_six="mse" if four else None, bits=drawn))
 
 
-@pytest.mark.parametrize("shape", [*SHAPES, (130, 257)], ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES, (20, 257)], ids=str)
 @pytest.mark.parametrize("group", [0, 128])
 @pytest.mark.parametrize("turned", [False, True])
 def test_ms_eden_writes_the_bytes_of_the_definition(shape: tuple[int, int], group: int, turned: bool) -> None:
@@ -142,7 +142,7 @@ def test_ms_eden_writes_the_bytes_of_the_definition(shape: tuple[int, int], grou
         compare(found, quantise_eden(matrix, drawn))
 
 
-@pytest.mark.parametrize("shape", [*SHAPES, (130, 257)], ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES, (20, 257)], ids=str)
 @pytest.mark.parametrize("group", [16, 128])
 def test_rotations_have_the_bits_of_the_definition_and_its_largest_magnitude(shape: tuple[int, int], group: int) -> None:
     for dtype, turned in itertools.product((torch.bfloat16, torch.float32), (False, True)):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from surogate_core.errors import PluginError
 
-SHAPES = [(1, 1), (5, 3), (16, 16), (17, 33), (130, 80), (200, 16), (40, 257)]
+SHAPES = [(1, 1), (5, 3), (16, 16), (17, 33), (130, 80), (40, 257)]
 DRAW = Draw((0xFEDCBA98, 0x12345678), torch.tensor((5 << 32) + 1), 64)
 SHORT, LONG = torch.tensor(RHT_SIGNS).float(), draws.signs(draws.words(4, (1, 2), DRAW.step))
 FACTOR = torch.tensor(0.37)

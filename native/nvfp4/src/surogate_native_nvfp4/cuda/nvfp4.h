@@ -54,7 +54,8 @@ template <class W> SUROGATE_INLINE auto chance(W bits) -> decltype(number_of(bit
 template <class F> SUROGATE_INLINE F floor_small(F x) { return x >= 0.0f && x < 8388608.0f ? cut(x) : x; }
 template <class F, class W> SUROGATE_INLINE F e2m1_stochastic(F x, W bits) {
     const F size = at_most(magnitude(x), 6.0f), step = power(size, 1.0f) * 0.5f;
-    return with_sign_of(times(floor_small(plus(over(size, step), chance(bits))), step), x);
+    const F inverse = float_of(0x7f000000u - bits_of(step));  // of a power of two: exact, and so is what it multiplies
+    return with_sign_of(times(floor_small(plus(times(size, inverse), chance(bits))), step), x);
 }
 template <class F, class W> SUROGATE_INLINE F e4m3_stochastic(F x, W bits) {  // x >= 0
     const F step = power(x, 0.015625f) * 0.125f;
