@@ -93,8 +93,8 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 def spread(work: Callable[[int, int, int], None], address: int, first: int, last: int, least: int) -> None:
-    """``work(address, start, end)`` over ``first`` to ``last`` in as many parts as torch has threads, none shorter than ``least``. The
-    calls leave Python's lock to each other; results must not depend on the parts."""
+    """``work(address, start, end)`` over ``first`` to ``last`` in as many parts as torch has threads, none shorter than ``least``.
+    The calls leave Python's lock to each other; results must not depend on the parts."""
     import torch
 
     threads = min(torch.get_num_threads(), max(1, (last - first) // least))

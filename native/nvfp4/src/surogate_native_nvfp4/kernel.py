@@ -1,5 +1,5 @@
-"""The kernels: results allocated, bodies launched; for tensors on the CPU the bodies run on the host. The tests compile them for every
-architecture and run them on the host; they have not been run on a GPU.
+"""The kernels: results allocated, bodies launched; for tensors on the CPU the bodies run on the host. The tests compile them for
+every architecture and run them on the host; they have not been run on a GPU.
 
 They are not in the path of the recipes: without block-scaled matrix products these are emulated.
 

@@ -1,8 +1,8 @@
 """Operands of emulated products: what a matrix is quantised to, as q * s in float32 and the decode scale of the matrix.
 
-By the definition in plain torch; on a CPU with a C++ compiler by ``cuda/operands.cpp``, which goes through the matrix twice (for its
-largest magnitude, then for the values), with the blocks' arithmetic from the kernels' own headers. Both give the same bits, and the
-same strides, so that a product's sums have the same order.
+By the definition in plain torch; on a CPU with a C++ compiler by ``cuda/operands.cpp``, which goes through the matrix twice (for
+its largest magnitude, then for the values), with the blocks' arithmetic from the kernels' own headers. Both give the same bits, and
+the same strides, so that a product's sums have the same order.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ NO_DRAW = (0, 0, 0, 0)
 
 @frozen(eq=False)
 class Operand:
-    """``values``: q * s, float32 (rows, columns padded to whole blocks), columns outermost in memory. ``decode``: float32 scalar."""
+    """``values``: q * s, float32 (rows, columns padded to whole blocks), columns outermost; ``decode``: float32 scalar."""
 
     values: Tensor
     decode: Tensor

@@ -42,7 +42,9 @@ def test_the_three_products_are_those_of_the_dequantised_operands(metric: Any) -
 
     def product(left: Tensor, right: Tensor, given: Drawn) -> Tensor:
         one, two = (
-            quantise_eden(rotate(operand, given.signs), draw.bits(len(operand), -(-operand.shape[1] // 128) * 8)).dequantised().double()
+            quantise_eden(rotate(operand, given.signs), draw.bits(len(operand), -(-operand.shape[1] // 128) * 8))
+            .dequantised()
+            .double()
             for operand, draw in ((left, given.left), (right, given.right))
         )
         return one @ two.t()

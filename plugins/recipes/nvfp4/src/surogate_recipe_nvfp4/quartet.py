@@ -95,9 +95,14 @@ def unbiased(left: Side, right: Side, rules: Rules, drawn: Drawn) -> Tensor:
     signs = drawn.signs if rules.rotated else None
 
     def operand(side: Side, draw: Draw) -> Operand:
-        kept = draw if rules.stochastic else None
-        given = {"signs": signs, "factor": side.factor, "turned": side.turned, "draw": kept}
-        return quantised_eden(side.matrix, **given, kernels=rules.kernels)
+        return quantised_eden(
+            side.matrix,
+            signs=signs,
+            factor=side.factor,
+            turned=side.turned,
+            draw=draw if rules.stochastic else None,
+            kernels=rules.kernels,
+        )
 
     return product(operand(left, drawn.left), operand(right, drawn.right))
 
