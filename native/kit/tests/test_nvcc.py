@@ -142,3 +142,11 @@ def test_everything_is_every_source_for_every_architecture(monkeypatch: pytest.M
         ("norm.cu", "sm_80"),
     } <= found
     assert len([arch for name, arch in found if name == "quantise.cu"]) == 6
+
+
+@pytest.mark.xdist_group("nvcc")
+def test_compilations_are_one_group(request: pytest.FixtureRequest) -> None:
+    """Several at once would take more memory than a small machine has: they go to one worker, which the name of the group shows."""
+    if not getattr(request.config.option, "loadgroup", False):
+        pytest.skip("tests run in one process, or without --dist loadgroup")
+    assert request.node.nodeid.endswith("@nvcc")

@@ -26,7 +26,7 @@ from surogate_native_kit.source import Source
 FLAGS = ("-O3", "-DNDEBUG", "-std=c++17", "--expt-relaxed-constexpr")  # without NDEBUG ptxas serialises Hopper's products
 RELEASE = "13.0"  # a driver of CUDA 13.0 need not load the cubins of a later compiler
 PACKAGES = ("nvidia-cuda-nvcc", "nvidia-nvvm", "nvidia-cuda-crt", "nvidia-cuda-runtime", "nvidia-cuda-cccl")
-"""What pip installs of CUDA that nvcc needs. Their own requirements have no versions: all of them are named, or pip mixes releases."""
+"""What nvcc needs of CUDA. Their own requirements have no versions: all of them are named, or pip mixes releases."""
 CUTLASS = "nvidia-cutlass"
 
 
