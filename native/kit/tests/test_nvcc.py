@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 import pytest
@@ -89,7 +88,7 @@ def test_the_installed_packages_compile_unless_nvcc_is_named(place: Path, monkey
     monkeypatch.setenv("PATH", f"{place}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.delenv("NVCC")
     path, version = nvcc.compiler()
-    assert Path(path).is_relative_to(sysconfig.get_path("platlib"))
+    assert path == str(importlib.metadata.distribution("nvidia-cuda-nvcc").locate_file("nvidia/cu13/bin/nvcc"))
     said = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
     assert f"V{version.split()[0]}" in said
     monkeypatch.setattr(nvcc, "files", lambda package, start: [])
