@@ -60,10 +60,9 @@ def test_another_compiler_or_other_headers_build_anew(place: Path, monkeypatch: 
 
 
 def test_two_processes_that_race_for_a_product_both_win(place: Path) -> None:
-    """Both compile: the compiler of each waits until the other's runs."""
-    (place / "nvcc").write_text(
-        FAKE.replace("*) for", f"*) touch {place}/at.$$; while [ $(ls {place}/at.* | wc -l) -lt 2 ]; do sleep 0.01; done; for")
-    )
+    """Both compile: the compiler of each ends when both have written."""
+    wait = f"touch {place}/at.$$; while [ $(ls {place}/at.* | wc -l) -lt 2 ]; do sleep 0.01; done"
+    (place / "nvcc").write_text(FAKE.replace('> "$last" ;;', f'> "$last"; {wait} ;;'))
     code = f"""
 from pathlib import Path; from surogate_native_kit import Source, nvcc
 nvcc.headers = list
