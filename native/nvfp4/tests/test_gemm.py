@@ -1,11 +1,11 @@
-"""The block-scaled GEMM: compiled where there are CUTLASS headers and nvcc, its scale layout asked on the host. It is not run."""
+"""The block-scaled GEMMs, compiled: one in every run of the tests, the other in `make prove`; and the layout of scales that CUTLASS
+wants, asked on the host. They are not run."""
 
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import os
-import shutil
+import re
 import subprocess
 from pathlib import Path
 
@@ -13,30 +13,39 @@ import pytest
 import torch
 from surogate_native_kit import Source
 from surogate_native_kit.compiler import disassemble
-from surogate_native_kit.nvcc import headers, product
+from surogate_native_kit.nvcc import compiler, headers, product
 from surogate_native_nvfp4 import formats, kernel
 
-NVCC = shutil.which("nvcc")
-CUTLASS = importlib.util.find_spec("cutlass_library")
-pytestmark = [
-    pytest.mark.prove,
-    pytest.mark.skipif(not os.environ.get("SUROGATE_PROVE"), reason="SUROGATE_PROVE is not set: nvcc takes minutes and 5 GB"),
-    pytest.mark.skipif(NVCC is None or CUTLASS is None, reason="nvcc or the package nvidia-cutlass is not there"),
-]
+pytestmark = pytest.mark.xdist_group("nvcc")  # one compilation at a time: each takes 3 to 6 GB
 
 
-def test_it_compiles_to_block_scaled_instructions() -> None:
-    code = disassemble(product(Source(kernel.CUDA / "gemm_sm100.cu"), "sm_100a"))
-    assert "UTCOMMA" in code
-    assert "STL" not in code
+def assert_block_scaled(arch: str, products: str) -> None:
+    """Nothing but the matrix products meant, operands by the bulk copy engine, no spills."""
+    code = disassemble(product(Source(kernel.CUDA / f"gemm_{arch.replace('_', '')[:-1]}.cu"), arch))
+    found = re.findall(r"\b\w*OMMA\S*", code)
+    assert found
+    assert all(re.fullmatch(products, one) for one in found)
+    assert "UTMALDG" in code
+    assert not re.findall(r"\b(?:STL|LDL)\b", code)
+
+
+def test_it_compiles_to_the_data_centres_block_scaled_products() -> None:
+    """FP4 with a scale for every 16 values (4X), two multiprocessors on a tile (2CTA)."""
+    assert_block_scaled("sm_100a", r"UTCOMMA\.2CTA\.4X")
+
+
+@pytest.mark.prove
+@pytest.mark.skipif(not os.environ.get("SUROGATE_PROVE"), reason="SUROGATE_PROVE is not set: nvcc takes two minutes and 6 GB")
+def test_it_compiles_to_the_workstations_block_scaled_products() -> None:
+    assert_block_scaled("sm_120a", r"OMMA\.SF\.16864\.F32\.E2M1\.E2M1\.UE4M3\.4X")
 
 
 def test_cutlass_wants_scales_where_we_put_them(tmp_path: Path) -> None:
-    assert NVCC is not None
-    flags = ["-std=c++17", "--expt-relaxed-constexpr", "-arch=sm_100a", "-shared", "-Xcompiler", "-fPIC"]
+    """Its layout compiled for the host: seconds, unlike a product."""
+    flags = ["-x", "c++", "-cudart=none", "-cudadevrt=none", "-std=c++17", "-shared", "-Xcompiler", "-fPIC"]
     includes = [f"-I{place}" for place in headers()]
     source = Path(__file__).with_name("layout.cu")
-    subprocess.run([NVCC, *flags, *includes, str(source), "-o", str(tmp_path / "layout.so")], check=True)
+    subprocess.run([compiler()[0], *flags, *includes, str(source), "-o", str(tmp_path / "layout.so")], check=True)
     offset = ctypes.CDLL(str(tmp_path / "layout.so")).scale_offset
     offset.restype = ctypes.c_longlong
     for rows, blocks in ((256, 12), (200, 7), (128, 4)):

@@ -26,7 +26,7 @@ def cubin(source: Source, arch: str) -> Path:
     try:
         version = importlib.metadata.version(COMPILER)
     except importlib.metadata.PackageNotFoundError:
-        raise _missing(COMPILER, "compile kernels") from None
+        raise missing(COMPILER, "compile kernels") from None
     name = f"{source.path.stem}-{arch}-{source.digest(arch, version, *FLAGS)}.cubin"
     return cache.built(name, functools.partial(_compile, source, arch))
 
@@ -34,7 +34,7 @@ def cubin(source: Source, arch: str) -> Path:
 def _compile(source: Source, arch: str, path: Path) -> None:
     from cuda.core import Program, ProgramOptions
 
-    for library in (*_files(COMPILER, "libnvrtc-builtins.so"), *_files(COMPILER, "libnvrtc.so")):  # the version in the key
+    for library in (*files(COMPILER, "libnvrtc-builtins.so"), *files(COMPILER, "libnvrtc.so")):  # the version in the key
         ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
     options = ProgramOptions(
         std="c++17", arch=arch, define_macro=["NDEBUG"], include_path=[str(place) for place in source.directories]
@@ -47,20 +47,21 @@ def _compile(source: Source, arch: str, path: Path) -> None:
 
 def disassemble(module: Path) -> str:
     """The SASS of a cubin. Raises PluginError naming the package where there is no disassembler."""
-    tools = _files(DISASSEMBLER, "nvdisasm")
+    tools = files(DISASSEMBLER, "nvdisasm")
     if not tools:
-        raise _missing(DISASSEMBLER, "read compiled kernels")
+        raise missing(DISASSEMBLER, "read compiled kernels")
     return subprocess.run([str(tools[0]), "-c", str(module)], capture_output=True, text=True, check=True).stdout
 
 
-def _files(package: str, start: str) -> list[Path]:
-    """Files of an installed package whose names start so."""
+def files(package: str, start: str) -> list[Path]:
+    """Files of an installed package whose names start so; none where the package is not installed."""
     try:
-        files = importlib.metadata.files(package) or ()
+        listed = importlib.metadata.files(package) or ()
     except importlib.metadata.PackageNotFoundError:
         return []
-    return [Path(str(file.locate())) for file in files if file.name.startswith(start)]
+    return [Path(str(file.locate())) for file in listed if file.name.startswith(start)]
 
 
-def _missing(package: str, purpose: str) -> PluginError:
+def missing(package: str, purpose: str) -> PluginError:
+    """The error that names a package to install."""
     return PluginError(f"the package {package}, which is needed to {purpose}, is not installed", how=f"pip install {package}")

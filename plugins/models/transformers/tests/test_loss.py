@@ -162,3 +162,49 @@ def test_stories260k_has_its_known_loss(shared_data: Path, core: Any, packed: An
             total += batch_loss(model, batch).item()
         count += int(batch.weights.sum())
     assert total / count == pytest.approx(1.482, abs=0.003)
+
+
+@pytest.mark.parametrize(("dtype", "backward"), [(torch.float32, True), (torch.bfloat16, True), (torch.bfloat16, False)])
+def test_the_way_through_the_op_equals_torchs(dtype: torch.dtype, backward: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU's way, here with the op's definition: several chunks, a bias, tokens without weight, a head in training."""
+    random = torch.Generator().manual_seed(0)
+    monkeypatch.setattr(loss_module, "CHUNK_BYTES", 1)
+    x, head, shift = (torch.randn(*size, generator=random).to(dtype) for size in ((140, 8), (50, 8), (50,)))
+    labels, weights = torch.randint(0, 50, (140,), generator=random), torch.rand(140, generator=random)
+    labels[::7], weights[::7] = -100, 0.0
+    inputs = [tensor.requires_grad_(backward) for tensor in (x, head, shift)]
+    calls, found = [], []
+    original = loss_module.cross_entropy_
+
+    def counted(logits: torch.Tensor, *rest: Any, **more: Any) -> Any:
+        calls.append(logits.dtype)
+        return original(logits, *rest, **more)
+
+    monkeypatch.setattr(loss_module, "cross_entropy_", counted)
+    for devices in ((), ("cpu",)):
+        monkeypatch.setattr(loss_module, "KERNEL_ON", devices)
+        loss = head_loss(x, head, shift, labels, weights)
+        found.append([loss.detach(), *(torch.autograd.grad(loss * 3, inputs) if backward else [])])
+    assert calls == [dtype] * 2
+    assert len(found[1]) == (4 if backward else 1)
+    for torchs, ops in zip(*found, strict=True):
+        assert ops.dtype == torchs.dtype
+        wide = torch.float64
+        torch.testing.assert_close(ops.to(wide), torchs.to(wide), rtol=1e-5 if dtype == torch.float32 else 8e-3, atol=1e-4)
+
+
+def test_the_kernel_is_for_what_it_can_do_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not for scaled or capped logits, float64, or ``kernels = "reference"``; and the plan of a GPU's memory counts with it."""
+    used: list[bool] = []
+    monkeypatch.setattr(loss_module._HeadLoss, "apply", lambda *given: used.append(given[-1]))
+
+    def uses(device: str = "meta", dtype: torch.dtype = torch.bfloat16, **more: Any) -> bool:
+        x, weight = (torch.empty(4, 8, device=device, dtype=dtype) for _ in range(2))
+        head_loss(x, weight, None, torch.zeros(4, dtype=torch.int64), torch.ones(4), **more)
+        return used[-1]
+
+    assert uses()
+    assert uses(dtype=torch.float32)
+    assert uses(kernels="native")
+    for wrong in ({"device": "cpu"}, {"dtype": torch.float64}, {"scale": 0.5}, {"softcap": 30.0}, {"kernels": "reference"}):
+        assert not uses(**wrong)

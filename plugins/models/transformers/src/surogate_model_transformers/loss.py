@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from surogate_native_loss import cross_entropy_
+from surogate_native_loss.kernel import NAMES
 from torch import Tensor, nn
 
 from surogate_core.errors import ModelError
@@ -23,6 +25,8 @@ CHUNK_BYTES = 1 << 24
 """Bytes of the float32 logits of one chunk on the CPU; smaller ones cost a pass over the head's gradient each. A GPU takes
 `CHUNK_BYTES_GPU`."""
 CHUNK_BYTES_GPU = 1 << 30
+KERNEL_ON = ("cuda", "meta")
+"""Where the kernel is used: a GPU, and one that is planned where there is none."""
 
 
 def run_hidden(model: Any, batch: Any, chunks: int = 1) -> Tensor:
@@ -40,9 +44,9 @@ def logits(model: Any, batch: Any) -> Tensor:
     return model(input_ids=batch.input_ids, **model_inputs(model, batch), use_cache=False, documents=documents).logits
 
 
-def batch_loss(model: Any, batch: Any, chunks: int = 1, attention_chunks: int = 1) -> Tensor:
+def batch_loss(model: Any, batch: Any, chunks: int = 1, attention_chunks: int = 1, kernels: str = "auto") -> Tensor:
     """Sum over the batch of weight × cross-entropy, nats: a differentiable scalar in float32, or float64 for float64 modules.
-    ``chunks`` as in :func:`head_loss`, ``attention_chunks`` those of attention's backward pass."""
+    ``chunks`` and ``kernels`` as in :func:`head_loss`, ``attention_chunks`` those of attention's backward pass."""
     if not getattr(model, "_surogate_head", True):
         everything = logits(model, batch)
         exact = _exact(everything)
@@ -56,7 +60,8 @@ def batch_loss(model: Any, batch: Any, chunks: int = 1, attention_chunks: int = 
             x, labels, weights = x.index_select(0, kept), labels[kept], weights[kept]
     head = model.get_output_embeddings()
     scale, softcap = head_scaling(model)
-    return head_loss(x, head.weight, getattr(head, "bias", None), labels, weights, scale=scale, softcap=softcap, chunks=chunks)
+    given = head.weight, getattr(head, "bias", None), labels, weights
+    return head_loss(x, *given, scale=scale, softcap=softcap, chunks=chunks, kernels=kernels)
 
 
 def head_loss(
@@ -69,14 +74,17 @@ def head_loss(
     scale: float = 1.0,
     softcap: float | None = None,
     chunks: int = 1,
+    kernels: str = "auto",
 ) -> Tensor:
     """Sum of ``weights`` × cross-entropy of ``softcap·tanh((x·weightᵀ + bias)·scale / softcap)`` against ``labels``.
 
     x (T, H), weight (V, H), bias (V,) or None, labels (T,) int64 (ignored where the weight is 0), weights (T,). The result is
     float32, float64 for float64 x; so is the accumulator of the head's gradient. The logits of at most T / ``chunks`` tokens are
-    there at once, fewer where the budget of bytes says so.
+    there at once, fewer where the budget of bytes says so. On a GPU they stay as the head gives them, and one kernel writes their
+    gradient over them, unless ``kernels`` is "reference", ``scale`` is not 1 or there is a ``softcap``.
     """
-    return _HeadLoss.apply(x, weight, bias, labels, weights, scale, softcap, chunks)
+    native = kernels != "reference" and x.device.type in KERNEL_ON and x.dtype in NAMES and scale == 1.0 and not softcap
+    return _HeadLoss.apply(x, weight, bias, labels, weights, scale, softcap, chunks, native)
 
 
 def head_scaling(model: Any) -> tuple[float, float | None]:
@@ -123,6 +131,38 @@ def _logits(x: Tensor, weight: Tensor, bias: Tensor | None, scale: float, softca
     return z.div_(softcap).tanh_().mul_(softcap) if softcap else z
 
 
+def _by_torch(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    weights: Tensor,
+    scale: float,
+    softcap: float | None,
+    backward: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Loss of a chunk of tokens and, if ``backward``, its gradient with respect to the head's output (c, V), in x's dtype."""
+    z = _logits(x, weight, bias, scale, softcap)
+    label, part = labels.clamp_min(0)[:, None], weights.to(z.dtype)[:, None]
+    own, largest = z.gather(1, label), z.amax(dim=1, keepdim=True)
+    slope = (1 - (z / softcap).square_()) if softcap and backward else None
+    sums = z.sub_(largest).exp_().sum(dim=1, keepdim=True)
+    loss = ((sums.log() + largest - own) * part).sum()
+    if not backward:
+        return loss, None
+    d = z.mul_(part * scale / sums).scatter_add_(1, label, part * -scale)
+    return loss, (d if slope is None else d.mul_(slope)).to(x.dtype)
+
+
+def _by_kernel(
+    x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, weights: Tensor, backward: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The same without scale and softcap, through the logits that the head gives alone."""
+    z = F.linear(x, weight, bias)
+    losses, _ = cross_entropy_(z, labels, weights, gradient=backward)
+    return losses.sum(), z if backward else None
+
+
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -135,6 +175,7 @@ class _HeadLoss(torch.autograd.Function):
         scale: float,
         softcap: float | None,
         chunks: int,
+        native: bool,
     ) -> Tensor:
         need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
         backward, exact = need_x or need_weight or need_bias, _exact(x)
@@ -146,17 +187,11 @@ class _HeadLoss(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias, dtype=exact) if need_bias and bias is not None else None
         for start in range(0, len(x), rows):
             at = slice(start, start + rows)
-            z = _logits(x[at], weight, bias, scale, softcap)
-            label, part = labels[at].clamp_min(0)[:, None], weights[at].to(exact)[:, None]
-            own, largest = z.gather(1, label), z.amax(dim=1, keepdim=True)
-            slope = (1 - (z / softcap).square_()) if softcap and backward else None
-            sums = z.sub_(largest).exp_().sum(dim=1, keepdim=True)
-            total += ((sums.log() + largest - own) * part).sum()
-            if not backward:
-                del z
+            chunk = x[at], weight, bias, labels[at], weights[at]
+            loss, d = _by_kernel(*chunk, backward) if native else _by_torch(*chunk, scale, softcap, backward)
+            total += loss
+            if d is None:
                 continue
-            d = z.mul_(part * scale / sums).scatter_add_(1, label, part * -scale)
-            d = (d if slope is None else d.mul_(slope)).to(x.dtype)
             if grad_x is not None:
                 torch.mm(d, weight, out=grad_x[at])
             if grad_weight is not None and grad_weight.dtype == d.dtype:
@@ -165,7 +200,7 @@ class _HeadLoss(torch.autograd.Function):
                 grad_weight += d.t() @ x[at]
             if grad_bias is not None:
                 grad_bias += d.sum(0, dtype=exact)
-            del z, d, slope  # before the logits of the next chunk are there
+            del d  # before the logits of the next chunk are there
         ctx.save_for_backward(grad_x, grad_weight, grad_bias)
         ctx.dtypes = weight.dtype, None if bias is None else bias.dtype
         return total
@@ -177,9 +212,5 @@ class _HeadLoss(torch.autograd.Function):
             None if grad_x is None else grad_x * grad.to(grad_x.dtype),
             None if grad_weight is None else (grad_weight * grad).to(ctx.dtypes[0]),
             None if grad_bias is None else (grad_bias * grad).to(ctx.dtypes[1]),
-            None,
-            None,
-            None,
-            None,
-            None,
+            *[None] * 6,
         )

@@ -85,11 +85,11 @@ class Transformers:
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Of a mixture of experts in training the gradient is also that of the routers' losses (``routing.py``)."""
-        own = self.settings.own
+        given = self.settings.own.lmhead_chunks, self.settings.own.attn_bwd_chunks, self.settings.core.kernels
         if self.routing is None or not model.training:
-            return loss.batch_loss(model, batch, own.lmhead_chunks, own.attn_bwd_chunks)
+            return loss.batch_loss(model, batch, *given)
         self.routing.listen()
-        return loss.batch_loss(model, batch, own.lmhead_chunks, own.attn_bwd_chunks) + self.routing.added(batch)
+        return loss.batch_loss(model, batch, *given) + self.routing.added(batch)
 
     def save(self, model: nn.Module, tokenizer: Any, directory: Path) -> None:
         export.save_model(model, tokenizer, directory)
