@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import re
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
+import surogate_testing
 from surogate_loop_standard.observers import OBSERVERS
 
 from surogate_core import hookspecs
@@ -82,6 +85,19 @@ def test_homes_of_keys_and_names_are_those_of_the_plugins() -> None:
         if kind in selectors and offer.owner.distribution.startswith("surogate-")
     }
     assert names == NAME_HOMES
+
+
+def test_there_is_an_example_of_each_check_and_it_passes(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "plugins.md").read_text()
+    source = next(block for block in page.split("```py\n")[1:] if "def test_loop" in block).split("```")[0]
+    examples: dict[str, Any] = {}
+    exec(compile(source, "docs/plugins.md", "exec"), examples)
+    named = set(re.findall(r"check\.(check_\w+)\(", source))
+    assert named == {check.__name__ for check in surogate_testing.CHECKS.values()}
+    for name, example in examples.items():
+        if name.startswith("test_"):
+            (directory := tmp_path / name).mkdir()
+            example(**({"tmp_path": directory} if inspect.signature(example).parameters else {}))
 
 
 def test_nothing_is_both_built_and_not_built() -> None:

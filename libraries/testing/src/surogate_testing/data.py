@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 
 from surogate_core.contracts import Batch, Batches, Data, Format, Pipeline, Step
+from surogate_testing.plain import plain
 
 DTYPES = {
     "input_ids": torch.int64,
@@ -74,8 +74,7 @@ def check_pipeline(make: Callable[[int], Pipeline], tokenizer: Any) -> None:
 
 
 def _accounted(data: Data) -> None:
-    ledger = dict(data.ledger)
-    assert json.loads(json.dumps(ledger)) == ledger, "the ledger is not plain JSON"
+    ledger = plain(dict(data.ledger), "the ledger")
     for what in ("rows", "tokens"):
         counts = dict(ledger[what])
         read, dropped = counts.pop("read"), counts.pop("dropped")

@@ -67,7 +67,7 @@ def _leaves(fusion: Fusion, where: Site, module: nn.Module, what: str) -> None:
 def _recomputing(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
     from torch.utils.checkpoint import checkpoint
 
-    return lambda *given: checkpoint(forward, *given, use_reentrant=False)  # type: ignore[return-value]
+    return lambda *given: checkpoint(forward, *given, use_reentrant=False)
 
 
 def _results(forward: Callable[..., Tensor], module: nn.Module, inputs: Sequence[Tensor]) -> dict[str, Tensor]:

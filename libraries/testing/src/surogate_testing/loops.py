@@ -22,8 +22,8 @@ EXACT = ("step", "loss", "lr", "grad_norm", "tokens", "trained", "epoch")
 
 
 def check_loop(config: Mapping[str, Any], directory: Path, *plugins: Any) -> None:
-    """``config`` chooses the loop (``training_loop``), and a model and data small enough for thirty steps, on the CPU; steps, rate and
-    directories are set here. ``plugins``: modules that are not installed. ``directory`` is empty.
+    """``config`` chooses the loop (``training_loop``), and a model and data small enough for thirty steps, on the CPU; steps,
+    schedule and directories are set here. ``plugins``: modules that are not installed. ``directory`` is empty.
 
     Six steps are recorded and observed in order, with a rate that halves when an observer says so; one that raises is heard no
     more. Stopped by an observer after the third and continued, the run gives the same records and files as in one piece, bit for
@@ -56,7 +56,7 @@ def check_loop(config: Mapping[str, Any], directory: Path, *plugins: Any) -> Non
     assert done.steps == STEPS, f"a finished run says that it has {done.steps} steps"
     anew = _Witness(stop=1)
     _run(config, directory / "parts", plugins, anew, _Rebel(), fresh=True)
-    assert anew.resumed == 0, f"with fresh the run starts from step {anew.resumed}"
+    assert [record["step"] for record in anew.records] == [1], "with fresh the run does not start over"
     assert anew.records[0]["loss"] == whole.records[0]["loss"], "started over, the first step is another one"
 
 

@@ -121,7 +121,9 @@ def _gradients(model: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
-def _loaded(source: ModelSource, outline: Outline, computes: Any, adapters: Any = None, storages: Any = None, **more: Any) -> nn.Module:
+def _loaded(
+    source: ModelSource, outline: Outline, computes: Any, adapters: Any = None, storages: Any = None, **more: Any
+) -> nn.Module:
     model = source.load(computes, adapters or {}, storages or {}, device=CPU, **more)
     assert model.training, "load gives a model that is not in training mode"
     wanting = [name for name, parameter in model.named_parameters() if parameter.is_meta]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import difflib
-import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,13 +14,17 @@ import torch
 from surogate_core.contracts import Decision, KeepsState, ObserverContext, RunInfo
 from surogate_core.plan import Plan
 from surogate_core.train.setup import bind_optimizer, build
+from surogate_testing.plain import plain
 
 HOOKS = ("run_started", "step_finished", "evaluated", "part_finished", "checkpoint_saved", "run_finished")
 STEPS = 240
+MIDDLE = (120, "step_finished")
+"""Where another observer takes over. The hooks of a step come in the order of their names."""
 
 
 def check_observer(make: Callable[[ObserverContext], Any], plan: Plan, directory: Path) -> None:
-    """``make(context)`` gives the observer of one run; ``plan`` is what ``make_plan`` says of a small configuration that asks for it.
+    """``make(context)`` gives the observer of one run; ``plan`` is what ``make_plan`` says of a small configuration that
+    asks for it.
 
     Told of a made-up run of 240 steps, in which the loss falls, jumps for a while and stands still: no method raises, records keep
     their fields (more may come, of plain JSON), what it answers is None or a :class:`Decision` of finite numbers. Its state
@@ -35,28 +38,23 @@ def check_observer(make: Callable[[ObserverContext], Any], plan: Plan, directory
         assert not near, f"{type(observer).__name__}.{name} is never called: the hook is {near[0]}"
     assert {*names} & {*HOOKS}, f"{type(observer).__name__} has no method of an observer: {', '.join(HOOKS)}"
     run = _run(plan, directory, observer)
-    answers, half = [], []
-    middle = STEPS // 2
-    state: Any = None
+    answers: list[Any] = []
     for step, hook, record in _story():
         answers.append(_told(observer, run, hook, record))
-        if step == middle and hook == "step_finished":
-            state, half = _state(observer), answers[:]
-            said_then = len(said)
+        if (step, hook) == MIDDLE:
+            state, answered, told = _state(observer), len(answers), len(said)
     _call(observer, "run_finished", run=run, summary={"steps": STEPS, "stopped": None})
     if state is None:
         return
     later, said_later = _made(make, plan, state)
-    again = _run(plan, directory, later, resumed=middle)
+    again = _run(plan, directory, later, resumed=MIDDLE[0])
     assert _state(later) == state, "the state is another one as soon as it is given back"
-    decided = [
-        _told(later, again, hook, record) for step, hook, record in _story() if (step, hook) > (middle, "step_finished")
-    ]
+    decided = [_told(later, again, hook, record) for step, hook, record in _story() if (step, hook) > MIDDLE]
     _call(later, "run_finished", run=again, summary={"steps": STEPS, "stopped": None})
-    assert decided == answers[len(half) :], "the decisions after a resume are others than without it"
+    assert decided == answers[answered:], "the decisions after a resume are others than without it"
     assert _state(later) == _state(observer), "the state after a resume is another one than without it"
-    told = [record for record in said_later if "step" in record]
-    assert told == [record for record in said[said_then:] if "step" in record], "what is said after a resume is not the same"
+    words, words_later = ([record for record in log if "step" in record] for log in (said[told:], said_later))
+    assert words == words_later, f"what is said after a resume is not the same: {words_later}, without it {words}"
 
 
 def _made(make: Callable[[ObserverContext], Any], plan: Plan, state: Any) -> tuple[Any, list[dict[str, Any]]]:
@@ -64,7 +62,7 @@ def _made(make: Callable[[ObserverContext], Any], plan: Plan, state: Any) -> tup
 
     def log(record: dict[str, Any]) -> None:
         assert isinstance(record.get("kind"), str), f"a record without a kind: {record}"
-        said.append(_plain(record, "a record of the observer's own"))
+        said.append(plain(record, "a record of the observer's own"))
 
     return make(ObserverContext(config=plan.config.core, device="cpu", plan=plan, log=log, state=state)), said
 
@@ -87,7 +85,7 @@ def _run(plan: Plan, directory: Path, observer: Any, resumed: int = 0) -> RunInf
 
 
 def _story() -> Iterator[tuple[int, str, dict[str, Any]]]:
-    """(step, hook, record). The order of hooks of one step is that of their names: "evaluated" comes before "step_finished"."""
+    """(step, hook, record)."""
     for step in range(1, STEPS + 1):
         wave = 0.02 * math.sin(7.0 * step)
         loss = 2.0 + 2.0 * math.exp(-step / 30) + wave + (3.0 if step in (90, 91, 92, 150) else 0.0)
@@ -108,7 +106,7 @@ def _told(observer: Any, run: RunInfo, hook: str, record: dict[str, Any]) -> Any
     answer = _call(observer, hook, run=run, record=record)
     for name, value in before.items():
         assert name in record and record[name] == value, f"{hook} changed {name!r} of the record of step {before['step']}"  # noqa: PT018
-    _plain(record, f"what {hook} added to a record")
+    plain(record, f"what {hook} added to a record")
     if answer is None:
         return None
     assert isinstance(answer, Decision), f"{hook} answers {answer!r}: wanted None or a Decision"
@@ -135,13 +133,4 @@ def _state(observer: Any) -> Any:
     if not isinstance(observer, KeepsState):
         return None
     state = dict(observer.state())
-    return _plain(state, "the state")
-
-
-def _plain(value: Any, what: str) -> Any:
-    try:
-        read = json.loads(json.dumps(value))
-    except (TypeError, ValueError) as error:
-        raise AssertionError(f"{what} is not plain JSON: {error}") from error
-    assert read == value, f"{what} does not survive JSON: {value!r} comes back as {read!r}"
-    return read
+    return plain(state, "the state")
