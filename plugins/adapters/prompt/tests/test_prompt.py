@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +32,8 @@ KINDS = ("prompt", "prefix")
 
 
 @pytest.fixture(scope="module")
-def stories() -> Path:
-    found = Path(os.environ.get("SUROGATE_TEST_DATA") or Path(__file__).resolve().parents[5] / "shared" / "data")
-    if not (found / "models" / "stories260K").is_dir():
-        pytest.skip(f"SUROGATE_TEST_DATA: {found} is not there")
-    return found / "models" / "stories260K"
+def stories(shared_data: Path) -> Path:
+    return shared_data / "models" / "stories260K"
 
 
 @pytest.fixture

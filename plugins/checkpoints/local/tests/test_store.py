@@ -202,8 +202,8 @@ def test_all_is_flushed_before_the_rename_and_the_root_after(tmp_path: Path, mon
 
 # ---------------------------------------------------------------- what fill may do
 def test_a_limit_on_file_size_met_inside_a_rust_library(tmp_path: Path) -> None:
-    numpy = pytest.importorskip("safetensors.numpy")
     import numpy as np
+    from safetensors import numpy
 
     checkpoints = save(tmp_path, 1)
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
