@@ -98,7 +98,7 @@ def test_links_and_targets_are_there(page: Path) -> None:
         assert "://" in target or (page.parent / target).exists(), f"{page.name} links to {target}"
     for target in re.findall(r"`make ([a-z-]+)`", prose):
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), f"{page.name}: there is no make {target}"
-    for package in re.findall(r"`(surogate_[a-z0-9_]+)[`./]", prose):
+    for package in re.findall(r"`(surogate_[a-z0-9_]+)(?:[./](?!h`)[\w./]+)?`", prose):
         assert importlib.util.find_spec(package), f"{page.name}: there is no package {package}"
 
 
