@@ -1,59 +1,148 @@
-"""The conformance checks of ``surogate_core.testing`` over every installed offer: what a third party's plugin has to pass too."""
+"""The conformance checks of ``surogate_testing`` over every installed offer: what a third party's plugin has to pass too."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import attrs
 import pytest
+import surogate_testing
+import torch
+from surogate_model_transformers import testing as models_testing
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from surogate_core import testing
-from surogate_core.contracts import Attaches, LoggerContext, Sample
+from surogate_core.config import load
+from surogate_core.config.options import DatasetOptions
+from surogate_core.contracts import Attaches, FormatContext, LoggerContext, PipelineContext, Sample
 from surogate_core.errors import ModelError
-from surogate_core.host import load_host
+from surogate_core.host import KINDS, load_host
 from surogate_core.offers import Offer
+from surogate_core.plan import make_plan
 
 HOST = load_host()
 COARSE = {"fp8_hybrid": 0.08, "nvfp4": 0.22, "nvfp4_quartet": 0.22}
 """Recipes that round, with the relative error of one small linear layer that they may have."""
+HELD = {"bnb_nf4": (0.12, 4.13), "fp8_block": (0.03, 8.01), "nvfp4": (0.1, 4.51)}
+"""Quantizers, with the relative error of a weight and the bits that they need for one."""
+FUSED = {"norm": ("norm", LlamaRMSNorm(48, eps=1e-6))}
+"""Fusions, with the kind of site and the module that they take."""
+TALK = [{"role": "user", "content": "What is 2 + 2?"}, {"role": "assistant", "content": "4"}]
+ROWS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "text": ({"text": "The cat sat on the mat."}, {}),
+    "instruction": ({"question": "What is 2 + 2?", "answer": "4"}, {"instruction_field": "question", "output_field": "answer"}),
+    "conversation": ({"messages": TALK}, {}),
+    "auto": ({"messages": TALK}, {}),
+}
+"""Formats, with a row and options for it."""
+WATCHED: dict[str, list[dict[str, Any]]] = {
+    "resources": [{}, {"debug_time_breakdown": True}],
+    "diagnostics": [{}, {"early_stop": True, "auto_lr_reduction": True}],
+    "memory": [{"debug_memory_breakdown": True}],
+}
+"""Observers, with options under which they are built on the CPU."""
 
 
 def offers(kind: str) -> list[Offer]:
     return list(HOST.offers(kind).values())
 
 
-def build(offer: Offer, context: object) -> object:
-    return offer.load()(offer.options() if offer.options else None, context)
+def build(offer: Offer, context: object, **options: Any) -> Any:
+    return offer.load()(offer.options(**options) if offer.options else None, context)
 
 
-def each(kind: str) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("offer", offers(kind), ids=lambda offer: offer.name)
+def each(kind: str, but: set[str] = frozenset()) -> pytest.MarkDecorator:  # type: ignore[assignment]
+    return pytest.mark.parametrize("offer", [o for o in offers(kind) if o.name not in but], ids=lambda offer: offer.name)
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    rows = [{"text": f"{number} times the quick brown fox jumps over the lazy dog"} for number in range(40)]
+    return testing.write_rows(tmp_path / "texts.jsonl", rows)
+
+
+@pytest.fixture
+def run(tiny: Path, texts: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    return partial(models_testing.short_run, tiny, texts, tmp_path)
+
+
+def test_every_kind_has_a_check() -> None:
+    assert {*surogate_testing.CHECKS, "commands"} == set(KINDS)
+    assert testing.check_recipe is surogate_testing.check_recipe
+    with pytest.raises(AttributeError, match="has no attribute 'chek_recipe'"):
+        testing.chek_recipe  # noqa: B018
+
+
+@each("models")
+def test_model(offer: Offer, tiny: Path, tmp_path: Path) -> None:
+    context = testing.context(model=str(tiny), model_dtype="fp32", sequence_len=64)
+    reference = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+    surogate_testing.check_model(lambda: build(offer, context), reference, tmp_path / "saved")
+
+
+@each("models")
+def test_model_with_experts(offer: Offer, tmp_path: Path) -> None:
+    shape = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "decoder_sparse_step": 1}
+    directory = models_testing.tiny_model(tmp_path / "model", "qwen3_moe", **shape)
+    context = testing.context(model=str(directory), model_dtype="fp32", sequence_len=64)
+    reference = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    off = {"router_aux_loss_coef": 0.0}  # the reference's loss is the cross-entropy alone
+    surogate_testing.check_model(lambda: build(offer, context, **off), reference, tmp_path / "saved")
+
+
+@each("pipelines")
+@pytest.mark.parametrize("options", [{}, {"sample_packing": False, "padding_side": "left"}, {"dataloader_num_workers": 2}], ids=str)
+def test_pipeline(offer: Offer, options: dict[str, Any], tiny: Path, texts: Path, tmp_path: Path) -> None:
+    form = HOST.offer("datasets", "text").options
+    assert form is not None
+    data = [DatasetOptions(path=str(texts), type="text", format_options=form())]
+
+    def make(seed: int) -> Any:
+        core = testing.context(sequence_len=96, train_seed=seed, datasets=data).config
+        given = {"cache_dir": str(tmp_path / "cache"), "validation_split_ratio": 0.1, "dataloader_num_workers": 0, **options}
+        return build(offer, PipelineContext(config=core, format=partial(HOST.offer, "datasets")), **given)
+
+    surogate_testing.check_pipeline(make, AutoTokenizer.from_pretrained(tiny))
+
+
+@each("checkpoints")
+def test_checkpoints(offer: Offer, tmp_path: Path) -> None:
+    surogate_testing.check_checkpoints(build(offer, testing.context()), tmp_path)
+
+
+@each("loops")
+@pytest.mark.parametrize("lora", [True, False])
+def test_loop(offer: Offer, lora: bool, run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    config = run(lora=lora, training_loop=offer.name, gradient_accumulation_steps=2)
+    surogate_testing.check_loop(config, tmp_path / "runs")
 
 
 @each("recipes")
 def test_recipe(offer: Offer) -> None:
     context = testing.context(model_dtype="fp32", recipe_backend="emulated")
-    testing.check_recipe(build(offer, context), bound=COARSE.get(offer.name, 1e-6))  # type: ignore[arg-type]
+    surogate_testing.check_recipe(build(offer, context), bound=COARSE.get(offer.name, 1e-6))
 
 
-@each("optimizers")
-def test_optimizer(offer: Offer) -> None:
-    testing.check_optimizer(build(offer, testing.context()))  # type: ignore[arg-type]
+@each("quantizers")
+def test_quantizer(offer: Offer) -> None:
+    error, bits = HELD[offer.name]
+    surogate_testing.check_quantizer(build(offer, testing.context()), error=error, bits=bits)
 
 
 NO_SLOTS = {"prompt", "prefix"}
 """Adapters of the whole model; their plugin's tests compare them with PEFT's."""
 
 
-@pytest.mark.parametrize(
-    "offer", [offer for offer in offers("adapters") if offer.name not in NO_SLOTS], ids=lambda offer: offer.name
-)
+@each("adapters", but=NO_SLOTS)
 def test_adapter(offer: Offer, tmp_path: Path) -> None:
-    adapter: Any = build(offer, testing.context())
+    adapter = build(offer, testing.context())
     nonlinear = offer.name == "bottleneck"
     place = testing.site(name="model.layers.0.mlp.down_proj")
-    testing.check_adapter(adapter, tmp_path, place, merges=not nonlinear)
+    surogate_testing.check_adapter(adapter, tmp_path, place, merges=not nonlinear)
     if nonlinear:
         with pytest.raises(ModelError, match="cannot be merged"):
             adapter.delta(adapter.linear(place))
@@ -61,14 +150,43 @@ def test_adapter(offer: Offer, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted(NO_SLOTS))
 def test_an_adapter_of_the_whole_model_takes_no_slot(name: str) -> None:
-    adapter: Any = build(HOST.offers("adapters")[name], testing.context())
+    adapter = build(HOST.offers("adapters")[name], testing.context())
     assert isinstance(adapter, Attaches)
     assert adapter.claim(testing.site())
 
 
+@each("fusions")
+def test_fusion(offer: Offer) -> None:
+    kind, module = FUSED[offer.name]
+    site = attrs.evolve(testing.site(), name="model.norm", kind=kind, shape=tuple(module.weight.shape))
+    x = torch.randn(5, 7, 48, generator=torch.Generator().manual_seed(3))
+    surogate_testing.check_fusion(build(offer, testing.context()), site, module, x)
+
+
+@each("optimizers")
+def test_optimizer(offer: Offer) -> None:
+    surogate_testing.check_optimizer(build(offer, testing.context()))
+
+
 @each("schedules")
 def test_schedule(offer: Offer) -> None:
-    testing.check_schedule(build(offer, testing.context()))  # type: ignore[arg-type]
+    surogate_testing.check_schedule(build(offer, testing.context()))
+
+
+@each("datasets")
+def test_format(offer: Offer, tiny: Path) -> None:
+    def render(messages: Any, tools: Any = None, kind: str = "conversation") -> Sample:
+        ids = [len(message["content"]) for message in messages]
+        return Sample(input_ids=ids, weights=[float(message["role"] == "assistant") for message in messages], kind=kind)
+
+    def weigh(text: str, spans: Any, kind: str, marker: str, special: bool = False) -> Sample:
+        weights = [next((span[2] for span in reversed(spans) if span[0] <= at < span[1]), 0.0) for at in range(len(text))]
+        return Sample(input_ids=list(text.encode()), weights=weights, kind=kind, marker=marker)
+
+    tokenizer, core = AutoTokenizer.from_pretrained(tiny), testing.context().config
+    context = FormatContext(config=core, tokenizer=tokenizer, system=None, background=0.0, render=render, weigh=weigh)
+    row, options = ROWS[offer.name]
+    surogate_testing.check_format(build(offer, context, **options), [row])
 
 
 @each("loggers")
@@ -82,87 +200,23 @@ def test_logger(offer: Offer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
         terminal=False,
         quiet=False,
     )
-    options = offer.options
-    if options is not None and "log_file" in {field.name for field in attrs.fields(options)}:
-        logger = offer.load()(options(log_file=str(tmp_path / "log.jsonl")), context)
-    else:
-        logger = build(offer, context)
-    testing.check_logger(logger)  # type: ignore[arg-type]
+    takes = attrs.fields_dict(offer.options) if offer.options else {}
+    options = {"log_file": str(tmp_path / "log.jsonl")} if "log_file" in takes else {}
+    surogate_testing.check_logger(build(offer, context, **options))
+
+
+@each("observers")
+def test_observer(offer: Offer, run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    for options in WATCHED[offer.name]:
+        plan = make_plan(load(run(**options), HOST), HOST)
+        surogate_testing.check_observer(partial(build, offer, **options), plan, tmp_path)
+
+
+@each("parallelisms")
+def test_parallelism(offer: Offer) -> None:
+    surogate_testing.check_parallelism([build(offer, testing.context())])
 
 
 @each("commands")
 def test_command_has_help(offer: Offer) -> None:
     assert offer.load().help
-
-
-class TestTheChecksCanFail:
-    """A wrong reference plugin fails each check."""
-
-    def test_recipe(self) -> None:
-        class Halved:
-            def claim(self, site: object) -> None: ...
-            def linear(self, site: object) -> object:
-                return lambda x, weight, bias: 0.5 * (x @ weight.t())
-
-        with pytest.raises(AssertionError, match="output: relative error 5"):
-            testing.check_recipe(Halved(), bound=1e-3)  # type: ignore[arg-type]
-
-    def test_schedule(self) -> None:
-        with pytest.raises(AssertionError, match="rises"):
-            testing.check_schedule(lambda progress: 1.0 - progress if progress < 0.5 else 0.8)
-
-    def test_optimizer(self) -> None:
-        import torch
-
-        class Forgetful:
-            """Momentum that is not in its state."""
-
-            def state_bytes(self, shape: tuple[int, ...], name: str = "") -> int:
-                return 0
-
-            def bind(self, groups: object, seed: int) -> object:
-                params = groups[0].params  # type: ignore[index]
-                momentum = [torch.zeros_like(parameter) for parameter in params]
-
-                class State:
-                    def step(self, lr: torch.Tensor, step: int) -> None:
-                        with torch.no_grad():
-                            for parameter, velocity in zip(params, momentum, strict=True):
-                                velocity.mul_(0.9).add_(parameter.grad)
-                                parameter.sub_(lr * velocity)
-
-                    def state_dict(self) -> dict[str, torch.Tensor]:
-                        return {}
-
-                    def load_state_dict(self, state: object) -> None: ...
-
-                return State()
-
-        with pytest.raises(AssertionError, match="differ from 6 steps"):
-            testing.check_optimizer(Forgetful())  # type: ignore[arg-type]
-
-    def test_format(self) -> None:
-        class Counted:
-            overlong = "split"
-
-            def __init__(self, weights: list[float]):
-                self.weights = weights
-
-            def encode(self, row: dict[str, str]) -> list[Sample]:
-                return [Sample(input_ids=[1, 2, 3], weights=self.weights)]
-
-        testing.check_format(Counted([0.0, 1.0, 0.5]), [{"text": "a"}])  # type: ignore[arg-type]
-        with pytest.raises(AssertionError, match="as many weights as tokens"):
-            testing.check_format(Counted([1.0]), [{"text": "a"}])  # type: ignore[arg-type]
-        with pytest.raises(AssertionError, match="finite and not negative"):
-            testing.check_format(Counted([0.0, 1.0, -1.0]), [{"text": "a"}])  # type: ignore[arg-type]
-
-    def test_logger(self) -> None:
-        class Picky:
-            def log(self, record: dict[str, object]) -> None:
-                record["loss"]
-
-            def close(self) -> None: ...
-
-        with pytest.raises(KeyError):
-            testing.check_logger(Picky())  # type: ignore[arg-type]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
+import re
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
+import surogate_testing
 from surogate_loop_standard.observers import OBSERVERS
 
 from surogate_core import hookspecs
@@ -17,6 +21,8 @@ from surogate_core.host import HOOKS, KINDS, load_host
 ROOT = Path(__file__).resolve().parents[1]
 HOST = load_host()
 OFFERS = [(kind, offer) for plugin in HOST.plugins for kind, offer in plugin.offers]
+TREES = ("docs", "plugins", "native", "libraries", "bench", "examples", "changes")
+PAGES = [*sorted(ROOT.glob("*.md")), *(page for tree in TREES for page in sorted((ROOT / tree).rglob("*.md")))]
 OPTIONS = list(dict.fromkeys([CoreOptions, DatasetOptions, *(offer.options for _, offer in OFFERS if offer.options)]))
 
 
@@ -82,6 +88,31 @@ def test_homes_of_keys_and_names_are_those_of_the_plugins() -> None:
         if kind in selectors and offer.owner.distribution.startswith("surogate-")
     }
     assert names == NAME_HOMES
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_and_targets_are_there(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", prose):
+        assert "://" in target or (page.parent / target).exists(), f"{page.name} links to {target}"
+    for target in re.findall(r"`make ([a-z-]+)`", prose):
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), f"{page.name}: there is no make {target}"
+    for package in re.findall(r"`(surogate_[a-z0-9_]+)(?:[./](?!h`)[\w./]+)?`", prose):
+        assert importlib.util.find_spec(package), f"{page.name}: there is no package {package}"
+
+
+def test_there_is_an_example_of_each_check_and_it_passes(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "plugins.md").read_text()
+    source = next(block for block in page.split("```py\n")[1:] if "def test_loop" in block).split("```")[0]
+    examples: dict[str, Any] = {}
+    exec(compile(source, "docs/plugins.md", "exec"), examples)
+    named = set(re.findall(r"check\.(check_\w+)\(", source))
+    assert named == {check.__name__ for check in surogate_testing.CHECKS.values()}
+    for name, example in examples.items():
+        if name.startswith("test_"):
+            (directory := tmp_path / name).mkdir()
+            example(**({"tmp_path": directory} if inspect.signature(example).parameters else {}))
 
 
 def test_nothing_is_both_built_and_not_built() -> None:

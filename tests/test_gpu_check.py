@@ -14,7 +14,7 @@ import torch
 from surogate_native_kit.checks import families
 
 SCRIPT = Path(__file__).resolve().parents[1] / "bench" / "gpu_check.py"
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU: run make gpu-check")
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU: make gpu-check")
 
 
 @pytest.fixture(scope="module")

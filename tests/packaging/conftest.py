@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,6 +67,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def make_environment(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Environment]:
     """Make a fresh environment and install these distributions into it, with the libraries that the core depends on."""
+    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
 
     def make(*names: str) -> Environment:
         path = tmp_path_factory.mktemp("environment") / "env"
@@ -82,7 +84,7 @@ def make_environment(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> 
                 link.symlink_to(entry)
         (site / "third-party.pth").write_text(str(third_party))
         environment = Environment(path, wheels)
-        environment.install(*{*names, *(f"surogate-{library.name}" for library in ROOT.glob("libraries/*"))})
+        environment.install(*names, *(entry.split()[0] for entry in needed if entry.startswith("surogate-")))
         return environment
 
     return make

@@ -34,6 +34,7 @@ KINDS = {
 }
 NATIVE = sorted(ROOT.glob("native/*/pyproject.toml"))
 LIBRARIES = sorted(ROOT.glob("libraries/*/pyproject.toml"))
+TESTING = ROOT / "libraries" / "testing" / "pyproject.toml"
 ALL = [*PLUGINS, *NATIVE, *LIBRARIES]
 every_distribution = pytest.mark.parametrize("path", ALL, ids=lambda path: "/".join(path.parts[-3:-1]))
 every_plugin = pytest.mark.parametrize("path", PLUGINS, ids=lambda path: "/".join(path.parts[-3:-1]))
@@ -100,7 +101,9 @@ def test_the_core_is_required_in_the_exact_version_that_no_index_serves(path: Pa
     project, version = load(path)["project"], CORE["project"]["version"]
     assert "+" in version, "a version without a local part can be on the public index"
     ours = [entry for entry in project["dependencies"] if entry.lower().startswith("surogate")]
-    if path in LIBRARIES:
+    if path == TESTING:
+        assert ours == [f"surogate == {version}"], "checks know contracts, which are the core's, and no plugin"
+    elif path in LIBRARIES:
         assert not ours, "a library knows neither the core nor a plugin"
     else:
         assert ours[0] == f"surogate == {version}"

@@ -128,6 +128,16 @@ def test_the_recipe_of_the_documentation_trains(environment: Any, install: Any, 
     assert "acme-recipe-int8 2.3" in " ".join(environment.surogate("plugins").stdout.split())
 
 
+def test_its_authors_can_check_it(environment: Any, install: Any) -> None:
+    install("acme-recipe-int8", recipe_of_the_documentation())
+    page = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
+    check = page.split("```py\n", 1)[1].split("```", 1)[0]
+    done = environment.python("-c", f"{check}\ntest_conforms()")
+    assert done.returncode == 0, done.stderr
+    done = environment.python("-c", f"{check.replace('bound=0.02', 'bound=0.001')}\ntest_conforms()")
+    assert "AssertionError: output: relative error" in done.stderr
+
+
 def find(value: Any, key: str) -> Iterator[Any]:
     """Every value under ``key`` in nested dicts."""
     if isinstance(value, dict):

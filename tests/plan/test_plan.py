@@ -125,7 +125,7 @@ def test_a_build_that_raises_is_attributed(model: Path, tmp_path: Path, monkeypa
 
 def test_hardware_that_is_not_there_is_named(model: Path, tmp_path: Path) -> None:
     if torch.cuda.is_available():
-        pytest.skip("this machine has a GPU")
+        pytest.skip("this machine has a GPU, and this is about one without: CUDA_VISIBLE_DEVICES= hides it")
     with pytest.raises(PlanError, match=r"theirs needs sm_89\+, this machine has no GPU"):
         plan(model, tmp_path, third("surogate_core.testing:build_picky", "sm_89+"), recipe="theirs")
 

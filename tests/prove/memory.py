@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from surogate_command_plan.apart import rehearse_apart
 from surogate_command_plan.labels import held
-from surogate_loop_standard.loop import Job, optimizer_step
+from surogate_command_plan.rehearse import job_of_a_step
+from surogate_loop_standard.loop import optimizer_step
 from surogate_model_transformers.testing import held_bytes, tiny_model
 
 from surogate_core.config import load
@@ -139,23 +140,7 @@ def measure(plan: Plan) -> dict[str, int]:
         trainee = build(plan)
     optimizer = bind_optimizer(plan, trainee)
     step = step_of(plan)
-    job: Any = Job(
-        core=plan.config.core,
-        model=trainee.model,
-        loss=plan.model_source.loss,
-        parameters=trainee.parameters,
-        optimizer=optimizer,
-        schedule=plan.schedule,
-        parallelism=plan.parallelism,
-        train=None,  # type: ignore[arg-type]
-        validation=None,
-        total=1,
-        epochs=None,
-        save=lambda progress, last: None,
-        stop=lambda: None,
-        save_now=lambda: False,
-        tell=lambda hook, record: [],
-    )
+    job = job_of_a_step(plan, trainee, optimizer)
     living = [tensor for tensors in held(trainee.model, optimizer.state_dict()).values() for tensor in tensors]
     living += [
         getattr(b, name) for b in step.batches for name in ("input_ids", "labels", "weights", "position_ids", "document_ids")

@@ -28,8 +28,7 @@ def test_twenty_kills(tmp_path: Path) -> None:
     assert summary["chains that differ"] == 0
 
 
-@pytest.mark.prove
-@pytest.mark.skipif(not os.environ.get("SUROGATE_PROVE"), reason="SUROGATE_PROVE is not set: 300 kills take half an hour")
+@pytest.mark.prove("300 kills take half an hour")
 def test_three_hundred_kills() -> None:
     results = HERE.parents[2] / "docs" / "proof" / "kills.json"
     summary = sweep("--kills", "300", "--chain", "1", results=results)

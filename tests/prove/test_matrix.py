@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -38,8 +37,7 @@ def test_the_kept_results() -> None:
     check(kept)
 
 
-@pytest.mark.prove
-@pytest.mark.skipif(not os.environ.get("SUROGATE_PROVE"), reason="SUROGATE_PROVE is not set: it takes a quarter of an hour")
+@pytest.mark.prove("it takes a quarter of an hour")
 def test_every_cell() -> None:
     command = [sys.executable, str(HERE.with_name("matrix.py")), "--results", str(RESULTS)]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -43,8 +42,7 @@ def test_a_sample_is_as_planned(tmp_path: Path) -> None:
     check({name: prove.one(memory, prove.plan_of(config)) for name, config, memory in zip(cases, configs, planned, strict=True)})
 
 
-@pytest.mark.prove
-@pytest.mark.skipif(not os.environ.get("SUROGATE_PROVE"), reason="SUROGATE_PROVE is not set: it takes some minutes")
+@pytest.mark.prove("it takes some minutes")
 def test_every_configuration() -> None:
     command = [sys.executable, str(HERE.with_name("memory.py")), "--results", str(RESULTS)]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)

@@ -65,8 +65,7 @@ def test_the_sweep_goes_on_until_the_best_rate_lies_between_worse_ones(
     assert len(done) == again
 
 
-@pytest.mark.prove
-@pytest.mark.skipif(not os.environ.get("SUROGATE_PROVE"), reason="SUROGATE_PROVE is not set: the sweep takes an hour")
+@pytest.mark.prove("the sweep takes an hour")
 def test_at_most_85_percent_of_the_steps(shared_data: Path) -> None:
     results = HERE.parents[2] / "docs" / "proof" / "normuon_steps.json"
     command = [sys.executable, str(HERE.with_name("normuon_steps.py")), "--data", str(shared_data), "--results", str(results)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -34,8 +33,7 @@ def test_the_kept_results() -> None:
         check(runs)
 
 
-@pytest.mark.prove
-@pytest.mark.skipif(not os.environ.get("SUROGATE_PROVE"), reason="SUROGATE_PROVE is not set: it takes half an hour")
+@pytest.mark.prove("it takes half an hour")
 def test_every_format(shared_data: Path) -> None:
     command = [sys.executable, str(HERE.with_name("qlora.py")), "--data", str(shared_data), "--results", str(RESULTS)]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)

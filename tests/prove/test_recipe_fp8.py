@@ -52,8 +52,7 @@ def test_a_sweep_goes_on_where_it_was(
     assert len(done) == 6
 
 
-@pytest.mark.prove
-@pytest.mark.skipif(not os.environ.get("SUROGATE_PROVE"), reason="SUROGATE_PROVE is not set: the sweep takes ten minutes")
+@pytest.mark.prove("the sweep takes ten minutes")
 def test_the_gap_after_three_hundred_steps(shared_data: Path) -> None:
     results = HERE.parents[2] / "docs" / "proof" / "recipe_fp8.json"
     command = [sys.executable, str(HERE.with_name("recipe_fp8.py")), "--data", str(shared_data), "--results", str(results)]

@@ -80,8 +80,7 @@ def test_the_larger_model_has_20_million_parameters(sweep: ModuleType, shared_da
     assert sum(parameter.numel() for parameter in model.parameters()) == pytest.approx(20e6, rel=0.05)
 
 
-@pytest.mark.prove
-@pytest.mark.skipif(not os.environ.get("SUROGATE_PROVE"), reason="SUROGATE_PROVE is not set: the sweep takes hours")
+@pytest.mark.prove("the sweep takes hours")
 def test_gaps_to_bf16(shared_data: Path) -> None:
     results = HERE.parents[2] / "docs" / "proof" / "recipes_nvfp4.json"
     command = [sys.executable, str(HERE.with_name("recipes_nvfp4.py")), "--data", str(shared_data), "--results", str(results)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -30,8 +29,7 @@ def test_the_kept_result_covers_every_sample() -> None:
     assert sizes == {("gsm8k", 2000), ("instruction", 1100), ("sgd-tools", 240)}
 
 
-@pytest.mark.prove
-@pytest.mark.skipif(not os.environ.get("SUROGATE_PROVE"), reason="SUROGATE_PROVE is not set: it takes two minutes")
+@pytest.mark.prove("it takes two minutes")
 @pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="TRL is not installed: pip install trl")
 def test_every_sample(shared_data: Path) -> None:
     command = [sys.executable, str(HERE.with_name("trl_parity.py")), "--data", str(shared_data), "--results", str(RESULTS)]

@@ -4,7 +4,6 @@ wants, asked on the host. They are not run."""
 from __future__ import annotations
 
 import ctypes
-import os
 import re
 import subprocess
 from pathlib import Path
@@ -34,8 +33,7 @@ def test_it_compiles_to_the_data_centres_block_scaled_products() -> None:
     assert_block_scaled("sm_100a", r"UTCOMMA\.2CTA\.4X")
 
 
-@pytest.mark.prove
-@pytest.mark.skipif(not os.environ.get("SUROGATE_PROVE"), reason="SUROGATE_PROVE is not set: nvcc takes two minutes and 6 GB")
+@pytest.mark.prove("nvcc takes two minutes and 6 GB")
 def test_it_compiles_to_the_workstations_block_scaled_products() -> None:
     assert_block_scaled("sm_120a", r"OMMA\.SF\.16864\.F32\.E2M1\.E2M1\.UE4M3\.4X")
 

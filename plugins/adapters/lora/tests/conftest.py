@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -10,15 +9,8 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 
 @pytest.fixture(scope="session")
-def stories() -> Path:
-    found = (
-        Path(os.environ.get("SUROGATE_TEST_DATA") or Path(__file__).resolve().parents[5] / "shared" / "data")
-        / "models"
-        / "stories260K"
-    )
-    if not found.is_dir():
-        pytest.skip(f"SUROGATE_TEST_DATA: {found} is not there")
-    return found
+def stories(shared_data: Path) -> Path:
+    return shared_data / "models" / "stories260K"
 
 
 @pytest.fixture(scope="session")

@@ -78,15 +78,19 @@ def trained(config: dict[str, Any]) -> Path:
     return Path(config["output_dir"])
 
 
+def merged_by_peft(base: Path, adapter: Path, directory: Path) -> None:
+    theirs = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), adapter)
+    theirs.merge_and_unload().save_pretrained(directory)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (directory / name).write_bytes((base / name).read_bytes())
+
+
 @pytest.mark.parametrize("mode", ["merge", "stack"])
 def test_a_run_starts_from_the_first_adapter_and_saves_the_sum(
     mode: str, config: dict[str, Any], qwen: Path, first: Path, tmp_path: Path
 ) -> None:
     """Step by step the run on PEFT's own merged model, and PEFT finds its result in our files."""
-    theirs = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(qwen, dtype=torch.float32), first)
-    theirs.merge_and_unload().save_pretrained(tmp_path / "merged")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (tmp_path / "merged" / name).write_bytes((qwen / name).read_bytes())
+    merged_by_peft(qwen, first, tmp_path / "merged")
     plain = {key: value for key, value in config.items() if key != "adapter_path"}
     reference = trained({**plain, "model": str(tmp_path / "merged"), "output_dir": str(tmp_path / "reference")})
     output = trained({**config, "adapter_mode": mode})
@@ -103,10 +107,7 @@ def test_it_is_merged_before_the_weights_are_quantised(
     key: str, config: dict[str, Any], qwen: Path, first: Path, tmp_path: Path
 ) -> None:
     """The quantised weights and the losses are those of a run on PEFT's merged model; of the same model stacked they are not."""
-    theirs = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(qwen, dtype=torch.float32), first)
-    theirs.merge_and_unload().save_pretrained(tmp_path / "merged")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (tmp_path / "merged" / name).write_bytes((qwen / name).read_bytes())
+    merged_by_peft(qwen, first, tmp_path / "merged")
     plain = {name: value for name, value in config.items() if name != "adapter_path"} | {"model": str(tmp_path / "merged")}
     host = load_host()
     ours, wanted, stacked = (

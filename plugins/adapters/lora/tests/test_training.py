@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from surogate_adapter_lora.merge import merge
 from surogate_adapter_lora.plugin import Options
+from surogate_model_transformers.testing import short_run
 from transformers import AutoModelForCausalLM
 
 import surogate_core
@@ -29,27 +30,15 @@ def configuration(stories: Path, directory: Path, **changes: Any) -> dict[str, A
     text = directory / "text.txt"
     shakespeare = (stories.parents[1] / "pretrain" / "tinyshakespeare.txt").read_text(encoding="utf-8")
     text.write_text(shakespeare[:20_000], encoding="utf-8")
-    return {
-        "model": str(stories),
-        "model_dtype": "fp32",
-        "output_dir": str(directory / "output"),
-        "cache_dir": str(directory / "cache"),
-        "sequence_len": 64,
+    own = {
         "per_device_train_batch_size": 2,
-        "gradient_accumulation_steps": 1,
         "max_steps": STEPS,
         "learning_rate": 2e-3,
-        "weight_decay": 0.0,
-        "optimizer": "adamw",
-        "lora": True,
+        "lr_scheduler_type": "linear",
         "lora_rank": 8,
         "lora_dropout": 0.0,
-        "recompute": False,
-        "dataloader_num_workers": 0,
-        "validation_split_ratio": 0.0,
-        "datasets": [{"path": str(text), "type": "text"}],
-        **changes,
     }
+    return short_run(stories, text, directory, **{**own, **changes})
 
 
 def initial(config: dict[str, Any], directory: Path) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from surogate_adapter_lora.commands import generate_command
 from surogate_adapter_prompt.plugin import Options
 from surogate_adapter_prompt.tokens import Virtual
-from surogate_model_transformers.testing import tiny_model
+from surogate_model_transformers.testing import short_run, tiny_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -33,36 +32,16 @@ KINDS = ("prompt", "prefix")
 
 
 @pytest.fixture(scope="module")
-def stories() -> Path:
-    found = Path(os.environ.get("SUROGATE_TEST_DATA") or Path(__file__).resolve().parents[5] / "shared" / "data")
-    if not (found / "models" / "stories260K").is_dir():
-        pytest.skip(f"SUROGATE_TEST_DATA: {found} is not there")
-    return found / "models" / "stories260K"
+def stories(shared_data: Path) -> Path:
+    return shared_data / "models" / "stories260K"
 
 
 @pytest.fixture
 def config(stories: Path, tmp_path: Path) -> dict[str, Any]:
     lines = (stories.parents[1] / "pretrain" / "tinyshakespeare.txt").read_text(encoding="utf-8")[:9_000].split("\n\n")
     rows = testing.write_rows(tmp_path / "rows.jsonl", [{"text": line} for line in lines if line])
-    return {
-        "model": str(stories),
-        "model_dtype": "fp32",
-        "output_dir": str(tmp_path / "output"),
-        "cache_dir": str(tmp_path / "cache"),
-        "sequence_len": 96,
-        "per_device_train_batch_size": 2,
-        "gradient_accumulation_steps": 1,
-        "max_steps": STEPS,
-        "learning_rate": 1e-2,
-        "weight_decay": 0.0,
-        "optimizer": "adamw",
-        "lora": True,
-        "num_virtual_tokens": COUNT,
-        "recompute": False,
-        "dataloader_num_workers": 0,
-        "validation_split_ratio": 0.0,
-        "datasets": [{"path": str(rows), "type": "text"}],
-    }
+    own = {"sequence_len": 96, "max_steps": STEPS, "lr_scheduler_type": "linear", "num_virtual_tokens": COUNT}
+    return short_run(stories, rows, tmp_path, **own)
 
 
 def prepared(config: dict[str, Any]) -> Any:

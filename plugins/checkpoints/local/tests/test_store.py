@@ -13,35 +13,10 @@ from typing import Any
 import pytest
 from surogate_checkpoint_local import store
 from surogate_checkpoint_local.store import Checkpoints
+from surogate_checkpoint_local.testing import filler, names, save
 
 from surogate_core.errors import Refused, ResumeError, SaveFailed
 from surogate_core.train import durable
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A killed process does not lose what the system holds; the order of flushes has its own test."""
-    monkeypatch.setattr(os, "fsync", lambda handle: None)
-
-
-def filler(content: str) -> Callable[[Path], None]:
-    def fill(directory: Path) -> None:
-        durable.write(directory / "model.safetensors", content.encode() * 100)
-        durable.make_directory(directory / "deep")
-        durable.write(directory / "deep" / "config.json", b"{}")
-
-    return fill
-
-
-def names(root: Path) -> set[str]:
-    return {path.name for path in root.iterdir()}
-
-
-def save(root: Path, *steps: int, limit: int = 9) -> Checkpoints:
-    checkpoints = Checkpoints(root, limit)
-    for step in steps:
-        checkpoints.save(step, filler(f"first {step}"), {"step": step, "content": f"first {step}"})
-    return checkpoints
 
 
 # ---------------------------------------------------------------- saving and finding
@@ -202,8 +177,8 @@ def test_all_is_flushed_before_the_rename_and_the_root_after(tmp_path: Path, mon
 
 # ---------------------------------------------------------------- what fill may do
 def test_a_limit_on_file_size_met_inside_a_rust_library(tmp_path: Path) -> None:
-    numpy = pytest.importorskip("safetensors.numpy")
     import numpy as np
+    from safetensors import numpy
 
     checkpoints = save(tmp_path, 1)
     old = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -14,37 +14,12 @@ from typing import Any
 
 import pytest
 from surogate_checkpoint_local.store import Checkpoints
+from surogate_checkpoint_local.testing import filler, names, save
 
 from surogate_core.errors import SaveFailed
 from surogate_core.train import durable
 
 SINGLE = ("make_directory", "write", "flush", "rename", "link", "unlink", "remove_directory")
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A killed process does not lose what the system holds; the order of flushes has its own test."""
-    monkeypatch.setattr(os, "fsync", lambda handle: None)
-
-
-def filler(content: str) -> Callable[[Path], None]:
-    def fill(directory: Path) -> None:
-        durable.write(directory / "model.safetensors", content.encode() * 100)
-        durable.make_directory(directory / "deep")
-        durable.write(directory / "deep" / "config.json", b"{}")
-
-    return fill
-
-
-def names(root: Path) -> set[str]:
-    return {path.name for path in root.iterdir()}
-
-
-def save(root: Path, *steps: int, limit: int = 9) -> Checkpoints:
-    checkpoints = Checkpoints(root, limit)
-    for step in steps:
-        checkpoints.save(step, filler(f"first {step}"), {"step": step, "content": f"first {step}"})
-    return checkpoints
 
 
 def _at(call: int, act: Callable[[str, tuple[Any, ...]], None]) -> Iterator[int]:

@@ -80,5 +80,6 @@ def test_no_graphics_without_the_driver(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_full_asks_torch(surogate: Callable[..., Result]) -> None:
-    torch = pytest.importorskip("torch")
+    import torch
+
     assert f"torch threads {torch.get_num_threads()}" in surogate("doctor", "--full").stdout

@@ -212,7 +212,7 @@ def test_of_a_real_run(tmp_path: Path, tiny: Path) -> None:
 
 def test_the_script_is_valid(write: Write, tmp_path: Path) -> None:
     if not (node := shutil.which("node")):
-        pytest.skip("no node to check the script with")
+        pytest.skip("no node to check the script with: install Node.js")
     script = tmp_path / "page.js"
     script.write_text(Page(render([read_run(write())])).texts["script"])
     subprocess.run([node, "--check", str(script)], check=True, capture_output=True)
@@ -257,7 +257,7 @@ def test_in_a_real_browser(write: Write, tmp_path: Path, scheme: str) -> None:
 
     chromium, python = os.environ.get("SUROGATE_TEST_CHROMIUM"), os.environ.get("SUROGATE_TEST_PLAYWRIGHT", sys.executable)
     if not chromium:
-        pytest.skip("SUROGATE_TEST_CHROMIUM names no Chromium: the page was parsed, but not opened")
+        pytest.skip("the page was parsed, but not opened: SUROGATE_TEST_CHROMIUM has to name a Chromium")
     runs = [write("first", 100_000, spike=77_777), write("second", 3000, learning_rate=3e-3)]
     assert CliRunner().invoke(report, list(map(str, runs))).exit_code == 0
     words = [python, "-c", BROWSER, str(runs[0] / "report.html"), chromium, str(tmp_path / "page.png"), scheme]

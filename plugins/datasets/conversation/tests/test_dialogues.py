@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -198,15 +197,15 @@ def test_rows_that_cannot_be_used(row: dict, reason: str) -> None:
     assert caught.value.reason == reason
 
 
-def test_real_dialogues_with_any_number_of_workers() -> None:
-    data = Path(os.environ.get("SUROGATE_TEST_DATA") or Path(__file__).resolve().parents[5] / "shared" / "data")
-    if not data.is_dir():
-        pytest.skip(f"SUROGATE_TEST_DATA: {data} is not there")
-    tokenizer = AutoTokenizer.from_pretrained(data / "tokenizers/minimind")
+def test_real_dialogues_with_any_number_of_workers(shared_data: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(shared_data / "tokenizers/minimind")
     host = SimpleNamespace(offer=lambda kind, name: register_datasets()[0])
     tables = [
         DatasetOptions(
-            path=str(data / f"chat/{name}.jsonl"), type="conversation", samples=12, format_options=Options(tools_field="tools")
+            path=str(shared_data / f"chat/{name}.jsonl"),
+            type="conversation",
+            samples=12,
+            format_options=Options(tools_field="tools"),
         )
         for name in ("sgd-tools", "tau-airline")
     ]

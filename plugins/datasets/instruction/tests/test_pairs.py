@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -77,11 +76,8 @@ def test_messages(options: dict, wanted: list) -> None:
 
 @pytest.mark.parametrize("name", ["tokenizers/gpt2", "models/stories260K"])
 @pytest.mark.parametrize("scale", ["default", "all"])
-def test_whole_text_without_a_chat_template(name: str, scale: str) -> None:
-    data = Path(os.environ.get("SUROGATE_TEST_DATA") or Path(__file__).resolve().parents[5] / "shared" / "data")
-    if not data.is_dir():
-        pytest.skip(f"SUROGATE_TEST_DATA: {data} is not there")
-    tokenizer = AutoTokenizer.from_pretrained(data / name)
+def test_whole_text_without_a_chat_template(name: str, scale: str, shared_data: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(shared_data / name)
     made, _ = form(
         tokenizer, loss_scale=scale, input_field="x", system_prompt_type="field", system_prompt_field="s", prompt_format=ALPACA
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,17 +23,9 @@ from surogate_core.errors import BadRow, DataError
 HOST = SimpleNamespace(offer=lambda kind, name: {("datasets", "text"): register_datasets()[0]}[kind, name])
 
 
-@pytest.fixture(scope="session")
-def data() -> Path:
-    found = Path(os.environ.get("SUROGATE_TEST_DATA") or Path(__file__).resolve().parents[5] / "shared" / "data")
-    if not found.is_dir():
-        pytest.skip(f"SUROGATE_TEST_DATA: {found} is not there")
-    return found
-
-
 @pytest.fixture(scope="session", params=["tokenizers/minimind", "tokenizers/gpt2", "models/stories260K"])
-def tokenizer(request: pytest.FixtureRequest, data: Path) -> Any:
-    return AutoTokenizer.from_pretrained(data / request.param)
+def tokenizer(request: pytest.FixtureRequest, shared_data: Path) -> Any:
+    return AutoTokenizer.from_pretrained(shared_data / request.param)
 
 
 def run(tokenizer: Any, path: Path, samples: int | None = None, **options: Any) -> Prepared:
@@ -50,8 +41,8 @@ def documents(prepared: Prepared) -> list[list[int]]:
     return [prepared.train.tokens[a:b].tolist() for a, b in zip([0, *ends[:-1]], ends, strict=True)]
 
 
-def test_documents_are_the_tokenizers_ids_and_eos(tokenizer: Any, data: Path) -> None:
-    path = data / "pretrain/tinystories.jsonl"
+def test_documents_are_the_tokenizers_ids_and_eos(tokenizer: Any, shared_data: Path) -> None:
+    path = shared_data / "pretrain/tinystories.jsonl"
     texts = [json.loads(line)["text"] for line in path.read_bytes().split(b"\n")[:1088]]
     prepared = run(tokenizer, path)
     wanted = [[*tokenizer(text, verbose=False)["input_ids"], tokenizer.eos_token_id] for text in texts]
@@ -71,8 +62,8 @@ def test_a_text_file_is_one_document(tokenizer: Any, tmp_path: Path) -> None:
     assert set(prepared.train.lengths[:-1].tolist()) == {64}
 
 
-def test_eos_is_not_doubled(data: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(data / "models/stories260K")
+def test_eos_is_not_doubled(shared_data: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(shared_data / "models/stories260K")
     (sample,) = build(Options(), context(tokenizer)).encode({"text": "A cat.</s>"})
     assert list(sample.input_ids).count(tokenizer.eos_token_id) == 1
     assert sample.input_ids[0] == tokenizer.bos_token_id
@@ -87,8 +78,8 @@ def context(tokenizer: Any) -> FormatContext:
     return FormatContext(config=core, tokenizer=tokenizer, system=None, background=0.0, render=unused, weigh=unused)
 
 
-def test_rows_that_are_no_documents(data: Path) -> None:
-    form = build(Options(text_field="body"), context(AutoTokenizer.from_pretrained(data / "models/stories260K")))
+def test_rows_that_are_no_documents(shared_data: Path) -> None:
+    form = build(Options(text_field="body"), context(AutoTokenizer.from_pretrained(shared_data / "models/stories260K")))
     for row, reason in (({"text": "a"}, "missing field 'body'"), ({"body": 3}, "field 'body' is not text")):
         with pytest.raises(BadRow) as caught:
             form.encode(row)
@@ -100,16 +91,18 @@ def test_rows_that_are_no_documents(data: Path) -> None:
     assert mixed[3][0].input_ids == form.encode({"body": "b"})[0].input_ids  # type: ignore[index]
 
 
-def test_a_tokenizer_without_eos(data: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(data / "models/stories260K")
+def test_a_tokenizer_without_eos(shared_data: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(shared_data / "models/stories260K")
     tokenizer.eos_token = None
     with pytest.raises(DataError, match="no EOS token"):
         build(Options(), context(tokenizer))
 
 
-def test_workers_make_the_same_corpus(data: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(data / "models/stories260K")
-    made = [run(tokenizer, data / "pretrain/tinystories.jsonl", samples=600, dataloader_num_workers=n) for n in (0, 1, 2, None)]
+def test_workers_make_the_same_corpus(shared_data: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(shared_data / "models/stories260K")
+    made = [
+        run(tokenizer, shared_data / "pretrain/tinystories.jsonl", samples=600, dataloader_num_workers=n) for n in (0, 1, 2, None)
+    ]
     assert len({prepared.fingerprint for prepared in made}) == 1
     assert len({tuple(prepared.train.sources) for prepared in made}) == 1
     assert np.array_equal(made[0].train.tokens, made[2].train.tokens)

@@ -51,9 +51,8 @@ def answers(address: str) -> bool:
     return False
 
 
-@pytest.mark.prove
-@pytest.mark.skipif(not os.environ.get("SUROGATE_PROVE"), reason="SUROGATE_PROVE is not set: Aim's server takes half a minute")
-@pytest.mark.skipif(not CHROMIUM, reason="SUROGATE_TEST_CHROMIUM names no Chromium")
+@pytest.mark.prove("Aim's server takes half a minute")
+@pytest.mark.skipif(not CHROMIUM, reason="no page was opened: SUROGATE_TEST_CHROMIUM has to name a Chromium")
 def test_the_printed_command_shows_the_run_in_a_real_browser(tmp_path: Path) -> None:
     """SUROGATE_TEST_PLAYWRIGHT names a Python that has playwright (default: this one). Nothing but Aim's server is let through."""
     told: list[str] = []

@@ -107,7 +107,7 @@ def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
 def test_a_full_disk_is_a_failed_save() -> None:
     full = Path("/dev/full")
     if not full.exists():
-        pytest.skip("/dev/full does not exist on this system")
+        pytest.skip("/dev/full, a device that is always full, is not there: run this on Linux")
     logger = JsonLines.__new__(JsonLines)
     logger.path, logger._file = full, full.open("ab")
     with pytest.raises(SaveFailed, match="No space left"):

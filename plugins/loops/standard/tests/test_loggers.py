@@ -39,7 +39,7 @@ def test_a_hanging_a_raising_and_a_full_logger(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     if not Path("/dev/full").exists():
-        pytest.skip("/dev/full does not exist on this system")
+        pytest.skip("/dev/full, a device that is always full, is not there: run this on Linux")
     rows = testing.write_rows(tmp_path / "rows.jsonl", [{"text": f"{n} and {n + 1}"} for n in range(40)])
     config = {
         "model": str(tiny),

@@ -80,7 +80,9 @@ def test_tokenizer_with_added_tokens_and_a_padded_vocabulary(shared_data: Path, 
     assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
 
 
-@pytest.mark.skipif(os.geteuid() == 0 and not Path("/proc/self").exists(), reason="needs a path that cannot be written")
+@pytest.mark.skipif(
+    os.geteuid() == 0 and not Path("/proc/self").exists(), reason="every path can be written: run this on Linux, or not as root"
+)
 def test_a_failed_write_is_said(tiny: Any, load: Any) -> None:
     with pytest.raises(SaveFailed, match="cannot be written"):
         save_model(load(tiny("llama")[1]), None, "/proc/self/nowhere/model")

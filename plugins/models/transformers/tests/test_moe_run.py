@@ -12,7 +12,7 @@ import pytest
 import torch
 from surogate_model_transformers.experts import stacks
 from surogate_model_transformers.routing import FIELDS
-from surogate_model_transformers.testing import tiny_model
+from surogate_model_transformers.testing import short_run, tiny_model
 
 import surogate_core
 from surogate_core.config import load
@@ -32,25 +32,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def config(model: Path, tmp_path: Path) -> dict[str, Any]:
-    (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog, and 12345 times back again. " * 200)
-    return {
-        "model": str(model),
-        "model_dtype": "fp32",
-        "output_dir": str(tmp_path / "output"),
-        "cache_dir": str(tmp_path / "cache"),
-        "sequence_len": 32,
-        "per_device_train_batch_size": 1,
-        "gradient_accumulation_steps": 2,
-        "max_steps": 3,
-        "learning_rate": 3e-3,
-        "lr_scheduler_type": "constant",
-        "optimizer": "adamw",
-        "lora": False,
-        "dataloader_num_workers": 0,
-        "validation_split_ratio": 0.0,
-        "recompute": False,
-        "datasets": [{"path": str(tmp_path / "text.txt"), "type": "text"}],
-    }
+    text = tmp_path / "text.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog, and 12345 times back again. " * 200)
+    step = {"sequence_len": 32, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
+    return short_run(model, text, tmp_path, **step, max_steps=3, learning_rate=3e-3, lora=False)
 
 
 def steps(config: dict[str, Any], name: str, **changes: Any) -> list[dict[str, Any]]:

@@ -7,7 +7,6 @@ before the recorded ones were looked at; the README says which rules were change
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -216,8 +215,7 @@ def test_nor_with_other_noise(name: str, shift: int, monkeypatch: pytest.MonkeyP
     assert not [event for event in happens(name) if event.decision and event.decision.stop]
 
 
-@pytest.mark.prove
-@pytest.mark.skipif(not os.environ.get("SUROGATE_PROVE"), reason="SUROGATE_PROVE is not set: 184 runs take a minute")
+@pytest.mark.prove("184 runs take a minute")
 def test_nor_with_many_other_noises(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stops: none. Cuts for good, which three spikes of mere noise within 100 steps can bring: in at most one run of twenty."""
     made, cut, runs = curves.made, 0, 0

@@ -286,7 +286,7 @@ print(json.dumps(peaks[1:]))
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="anonymous memory is read from /proc")
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="anonymous memory is read from /proc: run this on Linux")
 @pytest.mark.parametrize("kind", [".jsonl", ".json", ".csv", ".parquet"])
 def test_no_reader_holds_its_file(tmp_path: Path, kind: str) -> None:
     names = [tmp_path / f"{name}{kind}" for name in ("few", "many")]

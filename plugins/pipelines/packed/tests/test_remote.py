@@ -66,8 +66,8 @@ def parquet_bytes(directory: Path) -> bytes:
 
 @pytest.fixture(scope="module")
 def s3_server() -> Iterator[str]:
-    pytest.importorskip("s3fs", reason="s3fs is not installed")
-    moto = pytest.importorskip("moto.server", reason="moto is not installed")
+    pytest.importorskip("s3fs", reason="s3fs is not there: make setup")
+    moto = pytest.importorskip("moto.server", reason="moto is not there: make setup")
     server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -77,10 +77,10 @@ def s3_server() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def gs_server() -> Iterator[str]:
-    emulator = pytest.importorskip("gcp_storage_emulator.server", reason="gcp-storage-emulator is not installed")
+    emulator = pytest.importorskip("gcp_storage_emulator.server", reason="gcp-storage-emulator is not there: make setup")
     # Read when gcsfs is imported: with it, gcsfs asks a gRPC service that the emulator does not have, and waits a minute for it.
     os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
-    pytest.importorskip("gcsfs", reason="gcsfs is not installed")
+    pytest.importorskip("gcsfs", reason="gcsfs is not there: make setup")
     server = emulator.create_server("127.0.0.1", 0, in_memory=True)
     server.start()
     yield f"http://127.0.0.1:{server._api._httpd.server_port}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 import bitsandbytes.functional as bnb
@@ -13,6 +12,7 @@ import torch
 from surogate_quantizer_bnb_nf4 import nf4
 from surogate_quantizer_bnb_nf4.nf4 import Nf4, build
 from surogate_quantizer_bnb_nf4.plugin import Options
+from surogate_testing import check_storage
 
 from surogate_core import testing
 
@@ -81,7 +81,7 @@ def test_published_bytes() -> None:
         (Options(qlora_bnb_block_size=512, qlora_bnb_double_quant=False), 4.0625),
     ],
 )
-def test_a_storage_keeps_what_it_promises(options: Options, bits: float, check_storage: Callable[..., None]) -> None:
+def test_a_storage_keeps_what_it_promises(options: Options, bits: float) -> None:
     site = testing.site(1024, 1024)
     quantizer: Any = build(options, testing.context())
     assert quantizer.claim(site) is None

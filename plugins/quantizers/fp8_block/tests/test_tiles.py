@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 import ml_dtypes
@@ -13,6 +12,7 @@ import torch
 from surogate_quantizer_fp8_block import tiles
 from surogate_quantizer_fp8_block.plugin import Options
 from surogate_quantizer_fp8_block.tiles import Tiles, build
+from surogate_testing import check_storage
 
 from surogate_core import testing
 
@@ -61,7 +61,7 @@ def test_transformers_reads_the_same_values() -> None:
 
 
 @pytest.mark.parametrize(("block", "bits"), [(64, 8.0078), (128, 8.002), (256, 8.0005)])
-def test_a_storage_keeps_what_it_promises(block: Any, bits: float, check_storage: Callable[..., None]) -> None:
+def test_a_storage_keeps_what_it_promises(block: Any, bits: float) -> None:
     site = testing.site(1024, 1024)
     quantizer: Any = build(Options(qlora_block_size=block), testing.context())
     assert quantizer.claim(site) is None

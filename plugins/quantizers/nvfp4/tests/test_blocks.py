@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from surogate_native_nvfp4 import quantise
 from surogate_quantizer_nvfp4 import blocks
 from surogate_quantizer_nvfp4.blocks import Nvfp4, build
 from surogate_quantizer_nvfp4.plugin import Options
+from surogate_testing import check_storage
 
 from surogate_core import testing
 
@@ -63,7 +63,7 @@ def test_the_published_block() -> None:
 
 
 @pytest.mark.parametrize(("four_over_six", "error"), [(True, 0.088), (False, 0.096)])
-def test_a_storage_keeps_what_it_promises(four_over_six: bool, error: float, check_storage: Callable[..., None]) -> None:
+def test_a_storage_keeps_what_it_promises(four_over_six: bool, error: float) -> None:
     site = testing.site(1024, 1024)
     quantizer: Any = build(Options(qlora_four_over_six=four_over_six), testing.context())
     assert quantizer.claim(site) is None

@@ -74,7 +74,7 @@ def test_small_layers_can_be_left_out(config: dict[str, Any]) -> None:
 )
 def test_what_cannot_be_had_is_refused(config: dict[str, Any], changes: dict[str, Any], said: str, how: str) -> None:
     if torch.cuda.is_available():
-        pytest.skip("this machine has a GPU")
+        pytest.skip("this machine has a GPU, and this is about one without: CUDA_VISIBLE_DEVICES= hides it")
     with pytest.raises(PlanError, match=said) as caught:
         plan(config, **changes)
     assert how in caught.value.problems[0].how

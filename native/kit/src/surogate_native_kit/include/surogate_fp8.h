@@ -3,21 +3,30 @@
 #pragma once
 #include "surogate_device.h"
 
+// MANTISSA bits and an exponent with this BIAS; LARGEST is the code of the largest value, LIMIT that value as the bits of a float.
+template <int MANTISSA, int BIAS, uint32_t LIMIT, uint8_t LARGEST>
+SUROGATE_INLINE uint8_t narrowed(float value) {
+    constexpr int shift = 23 - MANTISSA;
+    constexpr uint32_t normal = uint32_t(128 - BIAS) << 23;             // the smallest normal value
+    constexpr uint32_t anchor = uint32_t(151 - BIAS - MANTISSA) << 23;  // a float whose last bit is the step below it
+    const uint32_t bits = __float_as_uint(value);
+    const uint8_t sign = uint8_t(bits >> 24) & 0x80;
+    uint32_t u = bits & 0x7fffffffu;
+    if (u > 0x7f800000u) return 0x7f;
+    if (u >= LIMIT) return sign | LARGEST;
+    if (u < normal)  // let the float adder round
+        return sign | uint8_t(__float_as_uint(__uint_as_float(u) + __uint_as_float(anchor)) - anchor);
+    u += (uint32_t(BIAS - 127) << 23) + ((1u << (shift - 1)) - 1) + ((u >> shift) & 1);
+    return sign | uint8_t(u >> shift);
+}
+
 SUROGATE_INLINE uint8_t e4m3(float value) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
     uint16_t pair;
     asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(0.0f), "f"(value));
     return uint8_t(pair);
 #else
-    const uint32_t bits = __float_as_uint(value);
-    const uint8_t sign = uint8_t(bits >> 24) & 0x80;
-    uint32_t u = bits & 0x7fffffffu;
-    if (u > 0x7f800000u) return 0x7f;
-    if (u >= 0x43e00000u) return sign | 0x7e;  // 448 and above
-    if (u < 0x3c800000u)                       // below 2^-6 the step is 2^-9: let the float adder round
-        return sign | uint8_t(__float_as_uint(__uint_as_float(u) + __uint_as_float(141u << 23)) - (141u << 23));
-    u += (uint32_t(7 - 127) << 23) + 0x7ffffu + ((u >> 20) & 1);
-    return sign | uint8_t(u >> 20);
+    return narrowed<3, 7, 0x43e00000u, 0x7e>(value);  // 448
 #endif
 }
 
@@ -27,15 +36,7 @@ SUROGATE_INLINE uint8_t e5m2(float value) {
     asm("cvt.rn.satfinite.e5m2x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(0.0f), "f"(value));
     return uint8_t(pair);
 #else
-    const uint32_t bits = __float_as_uint(value);
-    const uint8_t sign = uint8_t(bits >> 24) & 0x80;
-    uint32_t u = bits & 0x7fffffffu;
-    if (u > 0x7f800000u) return 0x7f;
-    if (u >= 0x47600000u) return sign | 0x7b;  // 57344 and above
-    if (u < 0x38800000u)                       // below 2^-14 the step is 2^-16
-        return sign | uint8_t(__float_as_uint(__uint_as_float(u) + __uint_as_float(134u << 23)) - (134u << 23));
-    u += (uint32_t(15 - 127) << 23) + 0xfffffu + ((u >> 21) & 1);
-    return sign | uint8_t(u >> 21);
+    return narrowed<2, 15, 0x47600000u, 0x7b>(value);  // 57344
 #endif
 }
 

@@ -9,6 +9,19 @@
 #include "rows.h"
 
 namespace {
+// x + residual, rounded as it is stored; x alone where there is no residual.
+template <class T>
+SUROGATE_INLINE void read_sum(
+    const typename T::Stored* x, const typename T::Stored* residual, int64_t column, int64_t columns, float (&values)[T::PER_LOAD]
+) {
+    float more[T::PER_LOAD];
+    read<T>(x, column, columns, values);
+    if (!residual) return;
+    read<T>(residual, column, columns, more);
+#pragma unroll
+    for (int i = 0; i < T::PER_LOAD; i++) values[i] = rounded<T>(values[i] + more[i]);
+}
+
 template <class T>
 SUROGATE_INLINE void forward(
     const void* x_, const void* residual_, const void* weight_, void* r_, void* y_, float* rstd, uint8_t* bytes, const float* scale,
@@ -24,14 +37,9 @@ SUROGATE_INLINE void forward(
 
     float squares = 0.0f;
     for (int64_t column = threadIdx.x * VEC; column < columns; column += THREADS * VEC) {
-        float values[VEC], more[VEC];
-        read<T>(x, column, columns, values);
-        if (residual) {
-            read<T>(residual, column, columns, more);
-#pragma unroll
-            for (int i = 0; i < VEC; i++) values[i] = rounded<T>(values[i] + more[i]);
-            write<T>(r, column, columns, values);
-        }
+        float values[VEC];
+        read_sum<T>(x, residual, column, columns, values);
+        if (residual) write<T>(r, column, columns, values);
 #pragma unroll
         for (int i = 0; i < VEC; i++) squares += values[i] * values[i];
     }
@@ -41,12 +49,7 @@ SUROGATE_INLINE void forward(
     Emit emit = {bytes, scale, amax, 0u};
     for (int64_t column = threadIdx.x * VEC; column < columns; column += THREADS * VEC) {
         float values[VEC], more[VEC];
-        read<T>(x, column, columns, values);
-        if (residual) {
-            read<T>(residual, column, columns, more);
-#pragma unroll
-            for (int i = 0; i < VEC; i++) values[i] = rounded<T>(values[i] + more[i]);
-        }
+        read_sum<T>(x, residual, column, columns, values);
         read<T>(weight, column, columns, more);
 #pragma unroll
         for (int i = 0; i < VEC; i++) values[i] = rounded<T>(rounded<T>(values[i] * inverse) * more[i]);

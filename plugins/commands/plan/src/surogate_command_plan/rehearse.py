@@ -134,26 +134,23 @@ def _peaks(plan: Plan, device: str, depth: int, *, update_only: bool = False) ->
             return tally.peaks
         step = _step(plan, where)
         with labelled(tally, trainee.model, source.kept) as mark:
-            job: Any = Job(
-                core=stand_in.config.core,
-                model=trainee.model,
-                loss=plan.model_source.loss,
-                parameters=trainee.parameters,
-                optimizer=optimizer,
-                schedule=plan.schedule,
-                parallelism=Single(where),
-                train=None,  # type: ignore[arg-type]
-                validation=None,
-                total=1,
-                epochs=None,
-                save=lambda progress, last: None,
-                stop=lambda: None,
-                save_now=lambda: False,
-                tell=lambda hook, record: [],
-                mark=mark,
-            )
+            job = job_of_a_step(plan, trainee, optimizer, core=stand_in.config.core, parallelism=Single(where), mark=mark)
             optimizer_step(job, step, 0, lr)
     return tally.peaks
+
+
+def job_of_a_step(plan: Plan, trainee: Trainee, optimizer: Any, **changes: Any) -> Job:
+    """What the loop needs for one optimizer step, and no more: nothing is read, evaluated, saved or told."""
+    rest: Any = {"train": None, "validation": None, "epochs": None, "total": 1}
+    told: Any = {
+        "save": lambda progress, last: None,
+        "stop": lambda: None,
+        "save_now": lambda: False,
+        "tell": lambda hook, record: [],
+    }
+    own: Any = {"core": plan.config.core, "parallelism": plan.parallelism, "schedule": plan.schedule, **changes}
+    parameters, loss = trainee.parameters, plan.model_source.loss
+    return Job(model=trainee.model, loss=loss, parameters=parameters, optimizer=optimizer, **rest, **told, **own)
 
 
 def _gradients(trainee: Trainee) -> Iterator[Tensor]:

@@ -188,5 +188,5 @@ def _describe(module: nn.Module) -> str:
         filled = (module.compute, module.adapter, module.storage)
     else:
         return type(module).__name__
-    parts = [type(part).__name__ if isinstance(part, nn.Module) else part.__name__ for part in filled if part is not None]
+    parts = [getattr(part, "__name__", type(part).__name__) for part in filled if part is not None]
     return f"{type(module).__name__}({', '.join(parts)})"

@@ -10,6 +10,18 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
+SHAPE = {
+    "vocab_size": 264,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 512,
+}
+"""The decoder of a tiny model."""
+
 
 def byte_tokenizer(directory: Path, chat_template: str | None = CHATML) -> Path:
     """Write a tokenizer with one token a byte, and ``<|endoftext|>`` (pad), ``<|im_start|>``, ``<|im_end|>`` (end): 259 ids."""
@@ -35,18 +47,7 @@ def tiny_model(directory: Path, model_type: str = "qwen3", *, weights: bool = Tr
     import transformers
 
     directory.mkdir(parents=True, exist_ok=True)
-    shape = {
-        "vocab_size": 264,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "max_position_embeddings": 512,
-        "tie_word_embeddings": True,
-    }
-    config = transformers.AutoConfig.for_model(model_type, **{**shape, **changes})
+    config = transformers.AutoConfig.for_model(model_type, **{**SHAPE, "tie_word_embeddings": True, **changes})
     byte_tokenizer(directory)
     config.architectures = [transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type]]
     if not weights:
@@ -143,14 +144,7 @@ def tiny_vision_model(directory: Path, model_type: str = "qwen3_vl", *, weights:
     tokenizer.save_pretrained(directory)
     start, end, image, video = tokenizer.convert_tokens_to_ids(names)
     text = {
-        "vocab_size": 264,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "max_position_embeddings": 512,
+        **SHAPE,
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1], "mrope_interleaved": True},
         **changes,
     }
