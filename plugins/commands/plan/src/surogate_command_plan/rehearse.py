@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from attrs import define, evolve
+from surogate_distributed_single.single import Single
 from surogate_loop_standard.loop import Job, optimizer_step
 from torch import Tensor, nn
 
@@ -25,7 +26,6 @@ from surogate_command_plan.tally import Memory, Peak, Tally
 from surogate_core.contracts import Batch, Rehearses, Step
 from surogate_core.plan import Plan
 from surogate_core.train.setup import Trainee, bind_optimizer, build
-from surogate_core.train.single import Single
 
 DEPTHS = 2, 4
 """Layers of the two rehearsals of a deeper model; both even, for families whose layers alternate."""
