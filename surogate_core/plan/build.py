@@ -19,15 +19,16 @@ from surogate_core.plan.fuse import fuse
 from surogate_core.plan.record import Plan, Slots
 
 
-def make_plan(config: Config, host: Host) -> Plan:
-    """The plan of this configuration. Imports torch and reads the model's config.json, nothing else.
+def make_plan(config: Config, host: Host, device: str | None = None) -> Plan:
+    """The plan of this configuration. Imports torch and reads the model's config.json, nothing else. ``device`` ("cpu", "cuda")
+    may be one that this machine does not have: to look at what a run there would be, not to run it.
 
     Raises PlanError with every problem found, ModelError when the model cannot be planned.
     """
     import torch
 
     core = config.core
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device, asked = device or ("cuda" if torch.cuda.is_available() else "cpu"), device
     context = Context(config=core, device=device)
     chosen = {
         "models": host.offer("models", core.model_backend),
@@ -84,7 +85,7 @@ def make_plan(config: Config, host: Host) -> Plan:
         figures=figures,
         lock=lock,
         fingerprint=_fingerprint(config, lock, sites),
-        notices=() if device == "cuda" else ("no GPU found: this run computes on the CPU",),
+        notices=() if device == "cuda" or asked else ("no GPU found: this run computes on the CPU",),
     )
     problems = [problem for _, answer in host.ask("check_plan", plan=plan, device=device) for problem in answer or ()]
     if problems := problems or _nothing_claimed(plan, chosen):
@@ -105,6 +106,8 @@ def _lacks(offer: Offer, device: str) -> str | None:
         return "no GPU"
     import torch
 
+    if not torch.cuda.is_available():  # a GPU that is elsewhere, which may have it
+        return None
     wanted, have = capability(offer.requires), torch.cuda.get_device_capability()
     return None if wanted is None or have >= wanted else f"a GPU of compute capability {have[0]}.{have[1]}"
 
