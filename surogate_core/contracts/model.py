@@ -137,7 +137,7 @@ class Copies(Protocol):
     """Where one compute keeps what it makes of its weight."""
 
     def get(self, weight: Tensor, state: Hashable, make: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        """What ``make`` gave for this weight in this ``state``, or gives now. Nobody else may hold on to it for longer than a use."""
+        """What ``make`` gave for this weight in this ``state``, or gives now. Nobody else may hold on to it after a use."""
 
     def forget(self) -> None:
         """The weight has changed."""

@@ -49,9 +49,9 @@ class HoldsGradients(Protocol):
     afterwards. What a step's backward passes gave is added up, and ``step`` updates from it and then starts anew. The unbound
     optimizer says so with ``holds_gradients = True``: the plan then counts none on the device."""
 
-    def clip(self, max_norm: float) -> Tensor:
-        """What ``torch.nn.utils.get_total_norm`` and, with ``max_norm`` above 0, ``clip_grads_with_norm_`` do, bit for bit: the
-        norm before clipping, on the device; ``step`` works on what was clipped."""
+    def clip(self, parameters: Sequence[Tensor], max_norm: float) -> Tensor:
+        """What ``torch.nn.utils.get_total_norm`` and, with ``max_norm`` above 0, ``clip_grads_with_norm_`` do with the gradients of
+        these parameters in this order, bit for bit: the norm before clipping, on the device. ``step`` uses what was clipped."""
 
 
 Schedule = Callable[[float], float]

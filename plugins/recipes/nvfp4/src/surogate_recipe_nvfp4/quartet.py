@@ -38,13 +38,15 @@ class Product(torch.autograd.Function):
         values, decode = slot.weight(weight)
         blocks = quantise(x, four_over_six=rules.four_over_six)
         rows = blocks.scaled()
-        ctx.save_for_backward(rows.to(torch.bfloat16), blocks.decode, values, decode, bias)
+        ctx.weight = weight if isinstance(weight, nn.Parameter) else None  # as in the other recipe
+        ctx.save_for_backward(rows.to(torch.bfloat16), blocks.decode, *((values, decode) if ctx.weight is None else ()), bias)
         ctx.slot, ctx.rules, ctx.dtypes, ctx.width = slot, rules, (x.dtype, weight.dtype), x.shape[1]
         return add_bias(multiply(rows, values, blocks.decode * decode), bias, x.dtype)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        rows, rows_decode, values, decode, bias = ctx.saved_tensors
+        rows, rows_decode, *made, bias = ctx.saved_tensors
+        values, decode = made or ctx.slot.weight(ctx.weight)
         (m, n), k = dy.shape, values.shape[1]
         dgrad, wgrad = drawn(ctx.slot, (m, k, n), (n, k, m))
         dx = dw = None
