@@ -13,12 +13,8 @@ from typing import Any
 
 import torch
 from attrs import define, field
-from surogate_offload import Cuda, Device, Mark
+from surogate_offload import Device, Mark, open_device
 from torch import Tensor, nn
-
-
-def open_device(device: torch.device) -> Device:
-    return Cuda(device)
 
 
 @define(eq=False)
