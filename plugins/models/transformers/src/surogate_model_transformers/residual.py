@@ -87,9 +87,9 @@ class Residuals:
         return type(kind.__name__, (kind,), {"__call__": call, "__module__": kind.__module__, "__qualname__": kind.__qualname__})
 
 
-def _identity(values: Tensor) -> tuple[int, torch.Size, torch.dtype]:
-    """Of tensors that are alive at the same time."""
-    return values.data_ptr(), values.shape, values.dtype
+def _identity(values: Tensor) -> tuple[int, int, torch.Size, torch.dtype]:
+    """Of tensors that are alive at the same time, also of those without values."""
+    return values.untyped_storage()._cdata, values.storage_offset(), values.shape, values.dtype
 
 
 def offload_residuals(layers: Iterable[nn.Module], device: torch.device) -> None:

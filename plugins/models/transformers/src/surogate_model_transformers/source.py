@@ -45,7 +45,13 @@ class Transformers:
         for _, module, role, stack in experts.stacks(model):
             if stack.storages:
                 module.register_parameter(role, None)
-        return cast(nn.Module, model.to("meta").train())
+        return self._offloaded(model.to("meta").train(), torch.device("meta"))
+
+    def _offloaded(self, model: nn.Module, device: torch.device) -> nn.Module:
+        """The model, with everything that the options keep in the memory of the host."""
+        if self.settings.own.offload_residual:
+            residual.offload_residuals(self.blocks(model), device)
+        return model
 
     def _fill(self, model: Any, computes: Any, adapters: Any, storages: Any) -> None:
         slots.fill_slots(model, computes, adapters, storages)
@@ -69,9 +75,7 @@ class Transformers:
     ) -> nn.Module:
         fill = partial(self._fill, computes=computes, adapters=adapters, storages=storages)
         model = load.load_model(self.hf_config, self.settings, device=device, source=weights, prepare=fill, notice=notice)
-        if self.settings.own.offload_residual:
-            residual.offload_residuals(self.blocks(model), device)
-        return model
+        return self._offloaded(model, device)
 
     def ready(self, model: nn.Module) -> str | None:
         self.routing = routing.routing_of(model, self.settings.own)
