@@ -29,7 +29,7 @@ def make_plan(config: Config, host: Host, device: str | None = None) -> Plan:
 
     core = config.core
     device, asked = device or ("cuda" if torch.cuda.is_available() else "cpu"), device
-    context = Context(config=core, device=device)
+    context = Context(config=core, device=device, of=config.of)
     chosen = {
         "models": host.offer("models", core.model_backend),
         "pipelines": host.offer("pipelines", core.data_pipeline),
@@ -50,7 +50,8 @@ def make_plan(config: Config, host: Host, device: str | None = None) -> Plan:
     problems = [_problem(offer, missing, host, device) for offer in needing if (missing := _lacks(offer, device))]
     if problems:
         raise PlanError(problems)
-    contexts = {"pipelines": PipelineContext(config=core, device=device, format=functools.partial(host.offer, "datasets"))}
+    formats = functools.partial(host.offer, "datasets")
+    contexts = {"pipelines": PipelineContext(config=core, device=device, of=config.of, format=formats)}
     built = {kind: _build(offer, config, contexts.get(kind, context)) for kind, offer in chosen.items()}
     recipe, adapter, optimizer = built["recipes"], built.get("adapters"), built["optimizers"]
     quantizer = built.get("quantizers")

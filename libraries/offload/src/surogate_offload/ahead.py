@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 
 import torch
@@ -26,11 +27,9 @@ class Away:
     stored: Mark = None
     there: Mark = None
 
-    @property
-    def on_device(self) -> tuple[Tensor, ...]:
-        assert self.buffer is not None
-        rooms = cut(self.buffer, self.rooms)
-        return tuple(room.view(shape) for room, shape in zip(rooms, self.shapes, strict=True))
+    def inside(self, block: Tensor) -> tuple[Tensor, ...]:
+        """The tensors in ``host`` or in ``buffer``."""
+        return tuple(room.view(shape) for room, shape in zip(cut(block, self.rooms), self.shapes, strict=True))
 
 
 @define(eq=False)
@@ -39,20 +38,20 @@ class Ahead:
     way. Of two neighbours at most one is fetched ahead, so that the device holds two groups."""
 
     device: Device
-    _groups: dict[int, list[Away]] = field(factory=dict)
+    _groups: dict[int, list[weakref.ref[Away]]] = field(factory=dict)
     _at: int | None = None
 
     def room(self, group: int, like: Sequence[Tensor]) -> Away:
         """Pinned memory for tensors of these shapes and dtypes, without values."""
         rooms = tuple(torch.empty(tensor.numel(), dtype=tensor.dtype, device="meta") for tensor in like)
         away = Away(group, tuple(tensor.shape for tensor in like), rooms, self.device.pinned(size_of(rooms), torch.uint8))
-        self._groups.setdefault(group, []).append(away)
+        self._groups.setdefault(group, []).append(weakref.ref(away))
         return away
 
     def fill(self, away: Away, tensors: Sequence[Tensor]) -> None:
         """Values that are on the host already. Before the first use."""
-        for room, tensor in zip(cut(away.host, away.rooms), tensors, strict=True):
-            room.copy_(tensor.reshape(-1))
+        for room, tensor in zip(away.inside(away.host), tensors, strict=True):
+            room.copy_(tensor)
         away.full = True
 
     def put(self, away: Away, tensors: Sequence[Tensor]) -> None:
@@ -77,20 +76,21 @@ class Ahead:
             self._move(away.group)
         self._bring(away)
         self.device.wait(away.there)
-        return away.on_device
+        assert away.buffer is not None
+        return away.inside(away.buffer)
 
     def _move(self, group: int) -> None:
         """To another group: the others are let go, the next one in this direction, or the other where there is none, comes."""
-        order = sorted(self._groups)
+        alive = {number: [away for held in own if (away := held())] for number, own in self._groups.items()}
+        order = sorted(number for number, own in alive.items() if own)
         place = order.index(group)
         down = (self._at is not None and self._at > group and place > 0) or place == len(order) - 1
         self._at, following = group, order[max(place - 1, 0) if down else place + 1]
-        for number, own in self._groups.items():
-            for away in own:
-                if number in (group, following):
-                    self._bring(away)
-                else:
-                    self._let_go(away)
+        for number in order:
+            for away in () if number in (group, following) else alive[number]:
+                self._let_go(away)
+        for away in (*alive[group], *(alive[following] if following != group else ())):
+            self._bring(away)
 
     def _bring(self, away: Away) -> None:
         if away.buffer is None and away.full:
