@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from typing import Any
 
 import pytest
 import torch
@@ -34,6 +35,7 @@ def used(ahead: Ahead, own: list[list[Away]], order: list[int], shift: int = 0) 
         for number in range(EACH):
             found = ahead.get(own[group][number])
             right &= all(torch.equal(one, other) for one, other in zip(found, values(group, number, shift), strict=True))
+            del found  # nobody holds on to them
     return right
 
 
@@ -90,12 +92,13 @@ def test_a_wait_that_is_left_out_is_found(monkeypatch: pytest.MonkeyPatch) -> No
         for group in range(GROUPS):
             for number in range(EACH):
                 ahead.put(own[group][number], values(group, number, 7))
-        marks = {id(away.stored) for group in own for away in group}
-        monkeypatch.setattr(
-            StandIn,
-            "wait",
-            lambda self, mark, a=attribute, m=marks: None if (id(mark) in m) == (a == "stored") else wait(self, mark),
-        )
+        stored = {id(away.stored) for group in own for away in group}
+
+        def some(self: StandIn, mark: Any, of: str = attribute, stored: set[int] = stored) -> None:
+            if (id(mark) in stored) != (of == "stored"):
+                wait(self, mark)
+
+        monkeypatch.setattr(StandIn, "wait", some)
         assert not used(ahead, own, list(range(GROUPS)), 7), attribute
 
 

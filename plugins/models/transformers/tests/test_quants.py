@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from surogate_model_transformers import plugin
-from surogate_model_transformers.source import Transformers
 from surogate_model_transformers.testing import tiny_model
 from surogate_offload import StandIn, opening
 from surogate_quantizer_bnb_nf4.nf4 import Nf4
@@ -53,9 +52,8 @@ def plan_of(deep: Path) -> Callable[..., Plan]:
 def trained(plan_of: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Found]:
     """Losses and gradients of some steps of two micro-batches, and the devices that were opened."""
     monkeypatch.setattr(plugin, "check_plan", hookimpl(lambda plan, device: []))
-    monkeypatch.setattr(Transformers, "ready", lambda self, model: None)  # it looks at the head in passes of its own
 
-    def train(order: Any = "late", **changes: Any) -> Found:
+    def train(order: Any = "late", built: Callable[[], None] = lambda: None, **changes: Any) -> Found:
         devices: list[StandIn] = []
 
         def opener(device: torch.device, write_combined: bool) -> StandIn:
@@ -65,6 +63,7 @@ def trained(plan_of: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch) -> Ca
         plan = plan_of(**changes)
         with opening(opener):
             trainee = build(plan)
+        built()
         found: list[Tensor] = []
         for step in range(STEPS):
             for micro in range(2):
@@ -138,8 +137,7 @@ def test_how_often_a_weight_is_quantised(
     monkeypatch.setattr(Fp8Linear, "_tensors", counting)
     monkeypatch.setattr(Nf4, "unpack", unpacking)
     for name, more in (("", {}), ("sharded", {"zero_level": 3}), ("kept", KEPT), ("away", AWAY)):
-        counted.clear()
-        trained(**changes, **more)
+        trained(built=counted.clear, **changes, **more)
         assert counted["quantised"] == each[name] * LAYERS * LINEARS, name
         assert counted["unpacked"] == (counted["quantised"] if "qlora_bnb" in changes else 0), name
 
