@@ -27,7 +27,7 @@ HOST = "on the host"
 
 @frozen
 class Peak:
-    """The most bytes of a phase, and the bytes by label at that moment; those on the host are beside the total."""
+    """The most bytes of a phase, and the bytes by label at that moment; the most on the host is beside the total."""
 
     total: int
     parts: dict[str, int]
@@ -109,6 +109,9 @@ class Tally(TorchDispatchMode):
         self._total += size if self.label != HOST else 0
         if not self._sum:
             self._note()
+        if self.label == HOST and self.phase in self.peaks:  # the most of the phase, not that of its peak
+            parts = self.peaks[self.phase].parts
+            parts[HOST] = max(parts.get(HOST, 0), self._now[HOST])
 
     def __exit__(self, *raised: Any) -> None:
         self._settle()
@@ -121,7 +124,9 @@ class Tally(TorchDispatchMode):
 
     def _note(self) -> None:
         if self.phase and (self.phase not in self.peaks or self._total > self.peaks[self.phase].total):
-            self.peaks[self.phase] = Peak(self._total, {label: size for label, size in self._now.items() if size})
+            away = self.peaks[self.phase].parts.get(HOST, 0) if self.phase in self.peaks else 0
+            parts = {**self._now, HOST: max(away, self._now[HOST])}
+            self.peaks[self.phase] = Peak(self._total, {label: size for label, size in parts.items() if size})
 
     def _drop(self, key: int) -> None:
         _, size, label = self._alive.pop(key)

@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from attrs import frozen
 from surogate_offload import Ahead, Away, Kept, Lasting, Offloaded, Unkept, open_device
 from torch import Tensor, nn
 
-from surogate_core.contracts import KeepsCopies
+from surogate_core.contracts import KeepsCopies, Storage
 from surogate_model_transformers.experts import Stack
 from surogate_model_transformers.plugin import Options
 from surogate_model_transformers.slots import SlotLinear
@@ -116,4 +116,4 @@ def _shelve(module: SlotLinear | Stack, ahead: Ahead, number: int) -> None:
         return
     storage = module.storage
     del module.storage  # a module's name is not given to another object
-    module.storage = Fetched(Shelf.of(ahead, number, [storage]))
+    module.storage = cast(Storage, Fetched(Shelf.of(ahead, number, [storage])))  # which has packed

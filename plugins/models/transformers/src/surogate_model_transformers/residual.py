@@ -87,7 +87,7 @@ class Residuals:
         return type(kind.__name__, (kind,), {"__call__": call, "__module__": kind.__module__, "__qualname__": kind.__qualname__})
 
 
-def _identity(values: Tensor) -> tuple[int, int, torch.Size, torch.dtype]:
+def _identity(values: Tensor) -> tuple[Any, ...]:
     """Of tensors that are alive at the same time, also of those without values."""
     return values.untyped_storage()._cdata, values.storage_offset(), values.shape, values.dtype
 

@@ -105,7 +105,7 @@ class Gradients:
     # ------------------------------------------------------------ clipping
     def clip(self, parameters: Sequence[Tensor], max_norm: float) -> Tensor:
         """See :class:`surogate_core.contracts.HoldsGradients`; ``torch.nn.utils.get_total_norm`` on the norms of the parts."""
-        norms = [own.norm for param in parameters if (own := self._held[id(param)]).norm is not None]
+        norms: list[Tensor | None] = [own.norm for param in parameters if (own := self._held[id(param)]).norm is not None]
         if not norms:
             return torch.tensor(0.0)
         first = norms[0].device if norms[0] is not None else None
