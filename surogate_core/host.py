@@ -21,7 +21,7 @@ import attrs
 import pluggy
 from attrs import field, frozen
 
-from surogate_core import builtin, hookspecs
+from surogate_core import hookspecs
 from surogate_core.config.catalogue import KINDS as CONFIGURED
 from surogate_core.config.options import CoreOptions, DatasetOptions
 from surogate_core.errors import PluginError, Problem
@@ -118,12 +118,10 @@ def load_host(extra: Iterable[tuple[str, Any, Owner]] = (), *, discover: bool = 
     """
     manager = pluggy.PluginManager("surogate")
     manager.add_hookspecs(hookspecs)
-    core = Owner("surogate", _version())
     plugins: list[Plugin] = []
     broken: list[Broken] = []
-    owners: dict[str, Owner] = {}
-    given = [("surogate", builtin, core), *extra]
-    for name, load, owner in [*_given(given[:1]), *(_installed() if discover else ()), *_given(given[1:])]:
+    owners: dict[str, Owner] = {"surogate": Owner("surogate", _version())}
+    for name, load, owner in [*(_installed() if discover else ()), *_given(extra)]:
         # two distributions may use one entry name: both are loaded, under different names for pluggy
         key = name if name not in owners else f"{name} ({owner.distribution})"
         try:

@@ -168,7 +168,7 @@ def test_a_key_of_the_core_cannot_be_taken() -> None:
 
 def test_an_unknown_offer_names_the_nearest() -> None:
     with pytest.raises(PluginError, match="did you mean single"):
-        host_with().offer("parallelisms", "singel")
+        host_with(plugin(Offer("single", None, build="x:y"))).offer("recipes", "singel")
 
 
 def test_a_build_that_cannot_be_imported_names_its_owner() -> None:

@@ -19,9 +19,11 @@ from surogate_core.contracts.model import (  # noqa: F401
     Adapter,
     Attaches,
     ChangesWeights,
+    Copies,
     FollowsSteps,
     Fusion,
     Held,
+    KeepsCopies,
     ModelSource,
     Outline,
     Quantizer,
@@ -32,4 +34,13 @@ from surogate_core.contracts.model import (  # noqa: F401
     SiteKind,
     Storage,
 )
-from surogate_core.contracts.training import KeepsState, Logger, Optimizer, OptimizerState, Parallelism, ParamGroup, Schedule  # noqa: F401
+from surogate_core.contracts.training import (  # noqa: F401
+    HoldsGradients,
+    KeepsState,
+    Logger,
+    Optimizer,
+    OptimizerState,
+    Parallelism,
+    ParamGroup,
+    Schedule,
+)

@@ -16,10 +16,12 @@ if TYPE_CHECKING:
 
 @frozen(kw_only=True)
 class Context:
-    """For models, recipes, adapters, optimizers, schedules and parallelisms: the core's options and the device ("cpu", "cuda")."""
+    """For models, recipes, adapters, optimizers, schedules and parallelisms: the core's options and the device ("cpu", "cuda").
+    ``of`` gives the options of another plugin, by their class; only the plan knows them, elsewhere they are the defaults."""
 
     config: CoreOptions
     device: str = "cpu"
+    of: Callable[[type[Any]], Any] = field(default=lambda options: options())
 
 
 @frozen(kw_only=True)

@@ -5,7 +5,7 @@ Shapes: B rows of a micro-batch, S positions of a row, K inputs and N outputs of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -131,6 +131,24 @@ class Recipe(Protocol):
         """The compute of one claimed site: ``f(x, weight, bias) -> y`` with x (..., K), weight (N, K), y (..., N).
         A ``torch.nn.Module`` becomes part of the model, so that its buffers (scales) are in the checkpoint. A weight that is no
         ``torch.nn.Parameter`` was unpacked from a storage for this call: nothing of its size may be kept."""
+
+
+class Copies(Protocol):
+    """Where one compute keeps what it makes of its weight."""
+
+    def get(self, weight: Tensor, state: Hashable, make: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """What ``make`` gave for this weight in this ``state``, or gives now. Nobody else may hold on to it after a use."""
+
+    def forget(self) -> None:
+        """The weight has changed."""
+
+
+@runtime_checkable
+class KeepsCopies(Protocol):
+    """A compute that quantises its weight once for several uses, its backward pass among them. It asks ``copies`` each time; the
+    model source may put another in its place, which keeps them elsewhere, for longer, or not at all."""
+
+    copies: Copies
 
 
 @runtime_checkable

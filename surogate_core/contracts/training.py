@@ -43,6 +43,17 @@ class OptimizerState(Protocol):
         """Raises ResumeError naming what is missing or has another shape."""
 
 
+@runtime_checkable
+class HoldsGradients(Protocol):
+    """An optimizer state that takes each gradient to a place of its own once a backward pass has completed it: ``.grad`` is None
+    afterwards. What a step's backward passes gave is added up, and ``step`` updates from it and then starts anew. The unbound
+    optimizer says so with ``holds_gradients = True``: the plan then counts none on the device."""
+
+    def clip(self, parameters: Sequence[Tensor], max_norm: float) -> Tensor:
+        """What ``torch.nn.utils.get_total_norm`` and, with ``max_norm`` above 0, ``clip_grads_with_norm_`` do with the gradients of
+        these parameters in this order, bit for bit: the norm before clipping, on the device. ``step`` uses what was clipped."""
+
+
 Schedule = Callable[[float], float]
 """Progress through the decay phase in [0, 1] → the factor between 1 (base rate) and 0 (``final_lr_fraction``)."""
 

@@ -19,16 +19,17 @@ from surogate_core.plan.fuse import fuse
 from surogate_core.plan.record import Plan, Slots
 
 
-def make_plan(config: Config, host: Host) -> Plan:
-    """The plan of this configuration. Imports torch and reads the model's config.json, nothing else.
+def make_plan(config: Config, host: Host, device: str | None = None) -> Plan:
+    """The plan of this configuration. Imports torch and reads the model's config.json, nothing else. ``device`` ("cpu", "cuda")
+    may be one that this machine does not have: to look at what a run there would be, not to run it.
 
     Raises PlanError with every problem found, ModelError when the model cannot be planned.
     """
     import torch
 
     core = config.core
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    context = Context(config=core, device=device)
+    device, asked = device or ("cuda" if torch.cuda.is_available() else "cpu"), device
+    context = Context(config=core, device=device, of=config.of)
     chosen = {
         "models": host.offer("models", core.model_backend),
         "pipelines": host.offer("pipelines", core.data_pipeline),
@@ -49,7 +50,8 @@ def make_plan(config: Config, host: Host) -> Plan:
     problems = [_problem(offer, missing, host, device) for offer in needing if (missing := _lacks(offer, device))]
     if problems:
         raise PlanError(problems)
-    contexts = {"pipelines": PipelineContext(config=core, device=device, format=functools.partial(host.offer, "datasets"))}
+    formats = functools.partial(host.offer, "datasets")
+    contexts = {"pipelines": PipelineContext(config=core, device=device, of=config.of, format=formats)}
     built = {kind: _build(offer, config, contexts.get(kind, context)) for kind, offer in chosen.items()}
     recipe, adapter, optimizer = built["recipes"], built.get("adapters"), built["optimizers"]
     quantizer = built.get("quantizers")
@@ -84,7 +86,7 @@ def make_plan(config: Config, host: Host) -> Plan:
         figures=figures,
         lock=lock,
         fingerprint=_fingerprint(config, lock, sites),
-        notices=() if device == "cuda" else ("no GPU found: this run computes on the CPU",),
+        notices=() if device == "cuda" or asked else ("no GPU found: this run computes on the CPU",),
     )
     problems = [problem for _, answer in host.ask("check_plan", plan=plan, device=device) for problem in answer or ()]
     if problems := problems or _nothing_claimed(plan, chosen):
@@ -105,6 +107,8 @@ def _lacks(offer: Offer, device: str) -> str | None:
         return "no GPU"
     import torch
 
+    if not torch.cuda.is_available():  # a GPU that is elsewhere, which may have it
+        return None
     wanted, have = capability(offer.requires), torch.cuda.get_device_capability()
     return None if wanted is None or have >= wanted else f"a GPU of compute capability {have[0]}.{have[1]}"
 

@@ -38,7 +38,7 @@ def count(
         "weights": (total - sum(held)) * size,
         **({"quantised weights": _storage_bytes(quantizer, stored)} if quantizer and held else {}),
         **({"adapter": int(trained_size * (trainable - own))} if adapter is not None else {}),
-        "gradients": int(trainable * trained_size),
+        "gradients": 0 if getattr(optimizer, "holds_gradients", False) else int(trainable * trained_size),
         "optimizer": sum(optimizer.state_bytes(shape, name) for name, shape in trained.items()),
     }
     return Figures(

@@ -129,8 +129,8 @@ def test_a_key_that_is_not_built_has_its_default_only(host: Host, key: str, defa
 
 
 def test_one_is_not_true_for_a_key_that_is_not_built(host: Host) -> None:
-    assert "zero_level = true" in refused(host, {**MINIMAL, "zero_level": True})[0].what
-    assert "offload_grads = 0" in refused(host, {**MINIMAL, "offload_grads": 0})[0].what
+    assert "gpus = true" in refused(host, {**MINIMAL, "gpus": True})[0].what
+    assert "memcpy_all_gather = 0" in refused(host, {**MINIMAL, "memcpy_all_gather": 0})[0].what
 
 
 def wrong_values(key: Key) -> list[Any]:

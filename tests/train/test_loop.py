@@ -10,6 +10,7 @@ import surogate_model_transformers as models
 import torch
 import torch.nn.functional as F
 import transformers
+from surogate_distributed_single.single import Single
 from surogate_loop_standard.loop import accumulate, clip
 from surogate_model_transformers import testing as models_testing
 from surogate_pipeline_packed.batches import Batches
@@ -17,7 +18,6 @@ from surogate_pipeline_packed.corpus import Corpus
 
 from surogate_core import testing
 from surogate_core.contracts import Context
-from surogate_core.train.single import Single
 
 SEQUENCE, ROWS = 24, 8
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import weakref
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any, Protocol
 
 import torch
@@ -36,6 +39,26 @@ class Device(Protocol):
 
     def settle(self) -> None:
         """Wait, on the host, until every copy is done: what is read next on the host is there."""
+
+
+Opener = Callable[[torch.device, bool], Device]
+_opener: ContextVar[Opener | None] = ContextVar("opener", default=None)
+
+
+def open_device(device: torch.device, write_combined: bool = False) -> Device:
+    """Of this CUDA device; within :func:`opening` what that was given makes."""
+    opener = _opener.get()
+    return Cuda(device, write_combined) if opener is None else opener(device, write_combined)
+
+
+@contextlib.contextmanager
+def opening(opener: Opener) -> Iterator[None]:
+    """Within it every device is opened by ``opener``: for tests, and for those who count memory without using any."""
+    token = _opener.set(opener)
+    try:
+        yield
+    finally:
+        _opener.reset(token)
 
 
 class Cuda:

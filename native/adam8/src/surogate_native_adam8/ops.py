@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from ctypes import c_int64, c_void_p
 from pathlib import Path
 
@@ -101,6 +101,7 @@ class Update:
             owners[start // BLOCK : start // BLOCK + -(-param.numel() // BLOCK)] = index
         self._owners = owners.to(device)
         self._segments = torch.zeros(len(params), 5, dtype=torch.int64, device=device)
+        self._rows = {id(param): row for row, param in enumerate(params)}
         self._addresses: list[tuple[int, int]] = []
         self._noise: tuple[Tensor, ...] = ()
         self._grads: list[Tensor | None] = []
@@ -125,6 +126,13 @@ class Update:
             for pair, param, start, decay in zip(addresses, self._params, self._starts, self._decays, strict=True)
         ]
         self._segments.copy_(torch.tensor(rows), non_blocking=True)
+
+    def gradients(self, addresses: Mapping[int, int]) -> None:
+        """For the launches that follow: id of a parameter → the address at which value 0 of its gradient would be, of its dtype, or
+        0 for none. What a launch reads of it must be there."""
+        numbers = ([self._rows[one] for one in addresses], list(addresses.values()))
+        rows, values = (torch.tensor(each).to(self._segments.device, non_blocking=True) for each in numbers)
+        self._segments[rows, 1] = values
 
     def launch(self, states: States, first: int, last: int) -> None:
         """Update blocks ``first`` to ``last``, whose states these are."""

@@ -20,9 +20,9 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def plan_of(deep: Path) -> Callable[..., Plan]:
-    def make(**changes: Any) -> Plan:
+    def make(device: str | None = None, **changes: Any) -> Plan:
         base = {"model": str(deep), "lora": True, "sequence_len": 64, "optimizer": "adamw", "gradient_accumulation_steps": 1}
         host = load_host()
-        return make_plan(load({**base, **changes}, host, need_data=False), host)
+        return make_plan(load({**base, **changes}, host, need_data=False), host, device)
 
     return make

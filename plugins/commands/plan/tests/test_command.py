@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from surogate_command_plan.fit import Method, ranked, size_of
+from surogate_command_plan.fit import Method, lines_of, methods, planned, ranked, size_of
 from surogate_command_plan.rehearse import rehearse
-from surogate_command_plan.tally import Memory, Peak
+from surogate_command_plan.tally import HOST, Memory, Peak
 
 from surogate_core.cli.main import main
 from surogate_core.config import load
@@ -21,7 +21,7 @@ def surogate(*words: object) -> Result:
     return CliRunner().invoke(main, [str(word) for word in words])
 
 
-def planned(table: str) -> dict[str, tuple[float, bool]]:
+def rows_of(table: str) -> dict[str, tuple[float, bool]]:
     """Method → (MB, fits) of the lines of a table."""
     found = re.findall(r"^(\S.*?)  +([\d.]+) (MB|GB)  +(yes|no)", table, re.M)
     return {name: (float(number) * (1000 if unit == "GB" else 1), fits == "yes") for name, number, unit, fits in found}
@@ -43,7 +43,7 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 def test_every_method_is_planned_and_what_is_recommended_can_be_pasted(deep: Path) -> None:
     done = surogate("plan", "--fit", "24GB", deep, "--sequence-len", "256", "optimizer=adamw")
     assert done.exit_code == 0, done.output
-    table = planned(done.stdout)
+    table = rows_of(done.stdout)
     names = ["full", "LoRA", "QLoRA, qlora_bnb", "QLoRA, qlora_fp8", "QLoRA, qlora_fp4"]
     assert table.keys() == {*names, *(f"{name}, recompute" for name in names)}
     assert all(fits for _, fits in table.values())
@@ -89,3 +89,31 @@ def test_what_does_not_fit_is_refused_with_the_cheapest_changes_and_they_do(deep
     lower = rehearse(make_plan(load(path, host, [("recompute", "true")], need_data=False), host), "cuda")
     assert lower is not None
     assert lower.total <= float(size)
+
+
+def test_a_device_that_is_not_here_is_planned_for(deep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Offloading, too, which a run on the CPU does not have."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    path, data = tmp_path / "config.toml", tmp_path / "text.txt"
+    data.write_text("Some text. " * 50)
+    keys = ["lora = false", "sequence_len = 64", "offload_optimizer = true", "offload_grads = true", "zero_level = 2"]
+    path.write_text("\n".join([f'model = "{deep}"', *keys, "[[datasets]]", f'path = "{data}"', 'type = "text"']))
+    refused = surogate("plan", path)
+    assert refused.exit_code == 2
+    assert "offload_grads = true needs a GPU" in refused.stderr
+    done = surogate("plan", path, "--device", "cuda")
+    assert done.exit_code == 0, done.output
+    assert "device       cuda" in done.stdout
+    assert "no GPU found" not in done.stdout
+    lines = {line.split("  ")[1]: line for line in done.stdout.splitlines() if line.startswith("  ")}
+    assert "gradients" not in lines
+    assert "on the host" in lines
+
+
+def test_offloading_is_among_the_ways_to_train(deep: Path) -> None:
+    host = load_host()
+    (way,) = [method for method in methods(host) if "offload" in method.name]
+    given = [("sequence_len", 64), *way.keys.items()]
+    away = planned({"model": str(deep)}, host, given, "cuda")
+    assert away.peak.parts[HOST] > 0
+    assert "offload_grads" in lines_of(way.keys)[-3]

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from surogate_command_plan import rehearse as module
 from surogate_command_plan.rehearse import rehearse
+from surogate_command_plan.tally import HOST
 
 from surogate_core.plan import Plan
 
@@ -67,3 +68,31 @@ def test_a_source_without_blank_models_is_not_rehearsed(plan_of: Callable[..., P
     import attrs
 
     assert rehearse(attrs.evolve(plan_of(), model_source=object()), "cpu") is None
+
+
+OFFLOADS: list[tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]] = [
+    ({**FULL, "master_dtype": "fp32"}, {"offload_optimizer": True, "offload_master": True}, ("optimizer", "masters")),
+    (FULL, {"offload_grads": True, "zero_level": 2}, ("gradients",)),
+    ({"qlora_fp8": True}, {"zero_level": 3, "persistent_quants": True, "offload_quants": True}, ("quantised weights",)),
+    (FULL, {"offload_residual": True}, ("activations",)),
+]
+
+
+@pytest.mark.parametrize(("changes", "more", "buffers"), OFFLOADS, ids=lambda value: ", ".join(value))
+def test_what_is_offloaded_is_counted_on_the_host(
+    changes: dict[str, Any], more: dict[str, Any], buffers: tuple[str, ...], plan_of: Callable[..., Plan]
+) -> None:
+    """For a GPU that is not here: the bytes that the shapes say are on the host, and the device loses them."""
+    plan = plan_of("cuda", **changes, optimizer="adamw_8bit")
+    plain, found = rehearse(plan, "cuda"), rehearse(plan_of("cuda", **changes, **more, optimizer="adamw_8bit"), "cuda")
+    assert plain is not None
+    assert found is not None
+    phase = "forward" if "activations" in buffers else "backward, lower half"
+    before, after = plain.phases[phase], found.phases[phase]
+    away = 7 * 2 * 2 * 64 * 64 if "activations" in buffers else plan.figures.memory[buffers[0]]  # bf16, 2 rows of 64, 64 wide
+    assert HOST not in before.parts
+    assert after.parts[HOST] == pytest.approx(away, rel=0.1)  # memory begins at multiples of 256 bytes
+    if phase != "forward":
+        lost = sum(before.parts[name] - after.parts.get(name, 0) for name in buffers)
+        assert 0.85 * away < lost < 1.1 * away  # at the peak the last gradients are not there yet
+    assert after.total < before.total

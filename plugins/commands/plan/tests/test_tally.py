@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from surogate_command_plan.tally import Memory, Peak, Tally
+from surogate_command_plan.tally import HOST, Memory, Peak, Tally
 
 
 def test_bytes_of_living_storages_by_label_and_phase() -> None:
@@ -75,3 +75,21 @@ def test_a_stand_in_has_no_values_and_every_place_of_it_counts(device: str) -> N
         x = torch.empty(4, 3, device=device)
         assert not bool(x.sum() > 1)
         assert torch.nonzero(x).shape == (12, 2)
+
+
+def test_what_is_on_the_host_is_beside_the_total() -> None:
+    """Also when it is held again, as an optimizer's state is."""
+    with Tally("cpu") as tally:
+        tally.label = HOST
+        away = torch.zeros(50)
+        tally.label, tally.phase = "scratch", "update"
+        tally.hold([away], "optimizer")
+        here = torch.zeros(10)
+    assert len(here) == 10
+    assert tally.peaks["update"] == Peak(40, {HOST: 200, "scratch": 40})
+    with tally:
+        del away
+        tally.phase = "after"
+        last = torch.zeros(1)
+    assert len(last) == 1
+    assert tally.peaks["after"] == Peak(44, {"scratch": 44})

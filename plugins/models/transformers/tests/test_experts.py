@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from surogate_model_transformers import batch_loss, experts, fill_slots, list_sites, recompute_layers, slot_names
+from surogate_model_transformers import batch_loss, experts, fill_slots, list_sites, quants, recompute_layers, slot_names
 from surogate_model_transformers.experts import Groups, experts_forward, grouped, stacks
+from surogate_model_transformers.plugin import Options
+from surogate_model_transformers.sites import blocks
+from surogate_offload import StandIn, opening
 from torch import Tensor, nn
 
 from surogate_core.errors import PlanError
@@ -163,25 +166,22 @@ def stored(model: Any, storages: dict[str, Rounded], compute: Any = None) -> Non
 @pytest.mark.parametrize("how", ["all", "selective", "offloaded", "both"])
 def test_stored_experts(family: str, compute: Any, how: str, tiny: Any, load: Any, packed: Any) -> None:
     """Each expert is packed as the file has it; loss and gradients are those of the unpacked weights; with ``selective`` exactly
-    the experts that tokens are routed to are unpacked, and nothing unpacked or fetched stays."""
+    the experts that tokens are routed to are unpacked, and nothing unpacked stays. Offloaded, the experts of a layer come in one
+    copy for each stack."""
     directory = tiny(family, **MANY)[1]
     storages: dict[str, Rounded] = {}
-    fetched: list[Any] = []
-
-    def fetch(buffer: Tensor, device: torch.device) -> Tensor:
-        """The way to a device that is not there: a copy, remembered."""
-        copy = buffer.clone()
-        fetched.append(weakref.ref(copy.untyped_storage()))
-        return copy
+    offloads, device = how in ("offloaded", "both"), StandIn("late")
 
     def fill(model: Any) -> None:
         stored(model, storages, compute)
-        for name, _, _, stack in stacks(model):
+        for _, _, _, stack in stacks(model):
             stack.selective = how in ("selective", "both")
-            if how in ("offloaded", "both"):
-                stack.set_storages([storages[f"{name}.{number}"] for number in range(16)], fetch)
 
     model, plain = load(directory, prepare=fill), load(directory)
+    if offloads:
+        with opening(lambda *_: device):
+            quants.keep(blocks(model)[1], Options(qlora_offload_experts=True), False, torch.device("cpu"))
+    layers = len(blocks(model)[1])
     left_out = {name for name, *_ in stacks(model)}
     assert set(model.state_dict()) - slot_names(model) == set(plain.state_dict()) - left_out
     with torch.no_grad():
@@ -194,8 +194,9 @@ def test_stored_experts(family: str, compute: Any, how: str, tiny: Any, load: An
             getattr(module, role).requires_grad_(False)
     batch = packed([[3], [2]], length=3)
     gradients(model, batch)  # the first one looks how the model behaves
-    for seen in (fetched, *(storage.seen for storage in storages.values())):
-        seen.clear()
+    for storage in storages.values():
+        storage.seen.clear()
+    before = device.copies["in"]
     routed: dict[str, set[int]] = {}
     handles = [
         module.register_forward_pre_hook(
@@ -215,10 +216,10 @@ def test_stored_experts(family: str, compute: Any, how: str, tiny: Any, load: An
         used = not (looped or how in ("selective", "both")) or int(number) in routed[bank.rpartition(".")[0]]
         assert len(storage.seen) == 2 * used, f"{name}: forward and backward unpack what is used, once each"
         assert not any(one() is not None for one in storage.seen), "an unpacked weight is still there"
-    assert bool(fetched) is (how in ("offloaded", "both"))
-    assert not any(one() is not None for one in fetched), "a fetched buffer is still there"
-    if how in ("selective", "both"):
-        assert len(fetched) in (0, 2 * sum(len(storage.seen) for storage in storages.values()))
+    held = sum(tensor.nbytes for storage in storages.values() for tensor in storage.state_dict().values())
+    assert device.held >= held if offloads else not device.held
+    assert device.peak == device.held * min(2, layers) // layers
+    assert device.copies["in"] - before == (2 * max(0, layers - 2) * (len(storages) // 16 // layers) if offloads else 0)
 
 
 @pytest.mark.parametrize("name", ["model.layers.0.mlp.experts.gate_up_proj.4", "model.layers.0.mlp.experts.norm"])

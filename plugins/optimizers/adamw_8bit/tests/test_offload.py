@@ -3,7 +3,6 @@ stretches."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,7 @@ def devices(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """Those that were opened."""
     opened: list[StandIn] = []
 
-    def open_device(options: Options, device: torch.device) -> StandIn:
+    def open_device(device: torch.device, write_combined: bool) -> StandIn:
         opened.append(StandIn(request.param))
         return opened[-1]
 
@@ -160,12 +159,12 @@ def refused(config: dict[str, Any], **more: Any) -> list[str]:
     return [problem.what for problem in caught.value.problems]
 
 
-@pytest.mark.parametrize("key", ["offload_optimizer", "offload_master"])
+@pytest.mark.parametrize("key", ["offload_optimizer", "offload_master", "offload_grads"])
 def test_on_a_cpu_it_is_refused_with_the_reason(config: dict[str, Any], key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     host = load_host()
     with pytest.raises(PlanError) as caught:
-        make_plan(load({**config, key: True}, host), host)
+        make_plan(load({**config, "zero_level": 2, key: True}, host), host)
     (problem,) = caught.value.problems
     assert problem.what == f"{key} = true needs a GPU: this run computes on the CPU, whose memory is the host's"
     assert problem.where == f"mapping, key {key}"
@@ -176,7 +175,11 @@ def test_on_a_cpu_it_is_refused_with_the_reason(config: dict[str, Any], key: str
     [
         ({"offload_master": True, "master_dtype": None}, "offload_master = true: this run has no masters"),
         ({"offload_master": True, "model_dtype": "fp32"}, "offload_master = true: this run has no masters"),
-        ({"use_zero_copy": True}, "use_zero_copy = true says how tensors are offloaded, and none is"),
+        ({"use_zero_copy": True}, "use_zero_copy = true says how states are offloaded, and none is"),
+        (
+            {"use_zero_copy": True, "offload_grads": True, "zero_level": 2},
+            "use_zero_copy = true says how states are offloaded, and none is",
+        ),
         ({"use_write_combined": True}, "use_write_combined = true says how tensors are offloaded, and none is"),
         (
             {"offload_optimizer": True, "use_zero_copy": True, "kernels": "reference"},
@@ -191,8 +194,7 @@ def test_options_without_anything_to_work_on_are_refused(config: dict[str, Any],
 
 def test_the_options_reach_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[tuple[torch.device, bool]] = []
-    monkeypatch.setattr(offload, "Cuda", lambda device, combined: made.append((device, combined)))
-    opened: Callable[..., Any] = offload.open_device
-    opened(Options(use_write_combined=True), torch.device("cuda"))
-    opened(Options(), torch.device("cuda"))
+    monkeypatch.setattr(offload, "open_device", lambda device, combined: made.append((device, combined)))
+    for options in (Options(use_write_combined=True, offload_grads=True), Options(offload_master=True), Options()):
+        offload.Store(options, torch.device("cuda"))
     assert made == [(torch.device("cuda"), True), (torch.device("cuda"), False)]

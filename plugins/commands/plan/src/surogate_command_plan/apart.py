@@ -32,7 +32,7 @@ def main() -> None:
     from surogate_core.plan import make_plan
 
     host = load_host()
-    found = [rehearse(make_plan(load(config, host, need_data=False), host), "cpu") for config in json.load(sys.stdin)]
+    found = [rehearse(make_plan(load(config, host, need_data=False), host, "cpu"), "cpu") for config in json.load(sys.stdin)]
     print(json.dumps([None if memory is None else {p: [k.total, k.parts] for p, k in memory.phases.items()} for memory in found]))
 
 

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     metavar="SIZE",
     help="Memory of a GPU, like 24GB: which ways to train fit it. CONFIG may be a model's name or directory.",
 )
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Plan for this kind of device, which need not be here.")
 @config_arguments
-def plan(config: Path, words: tuple[str, ...], fit: str | None) -> None:
+def plan(config: Path, words: tuple[str, ...], fit: str | None, device: str | None) -> None:
     """Show what a run of CONFIG would build: sites, owners, parameters, steps, and the memory of a step by buffer.
 
     No weight is read. Where the peak is larger than the device's memory the plan is refused (exit code 2), with the cheapest
@@ -42,7 +43,7 @@ def plan(config: Path, words: tuple[str, ...], fit: str | None) -> None:
     from surogate_core.plan import make_plan
 
     loaded = load(config, host, given)
-    made = make_plan(loaded, host)
+    made = make_plan(loaded, host, device)
     click.echo(made.render())
     memory = rehearse(made, made.device)
     if memory is None:
@@ -62,6 +63,8 @@ def memory_of(device: str) -> float:
 
     import torch
 
+    if device == "cuda" and not torch.cuda.is_available():
+        return 0.0
     if device == "cuda":
         return float(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
     try:

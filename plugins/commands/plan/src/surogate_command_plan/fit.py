@@ -26,8 +26,8 @@ FAMILIES = ("full", "LoRA", "QLoRA")
 """From the most memory to the least."""
 LORA_FROM, FULL_FROM = 24e9, 48e9
 """Bytes of the device from which LoRA, and training all weights, are recommended."""
-OFFLOADS = ("offload_optimizer", "offload_residual")
-"""Keys that are tried where an installed plugin has them."""
+OFFLOADS: dict[str, Any] = {"offload_optimizer": True, "offload_grads": True, "offload_residual": True, "zero_level": 2}
+"""Keys that are tried where installed plugins have all of them."""
 Changes = dict[str, Any]
 
 
@@ -62,9 +62,8 @@ def methods(host: Host) -> Iterator[Method]:
     for family, name, keys in kinds:
         yield Method(family, name, {**keys, "recompute": False})
         yield Method(family, f"{name}, recompute", {**keys, "recompute": True})
-    if offloads := [key for key in OFFLOADS if key in catalogue(host).keys]:
-        keys = {"lora": False, **off, "recompute": True, **dict.fromkeys(offloads, True)}
-        yield Method("full", f"full, recompute, {', '.join(offloads)}", keys)
+    if catalogue(host).keys.keys() >= OFFLOADS.keys():
+        yield Method("full", "full, recompute, offload", {"lora": False, **off, "recompute": True, **OFFLOADS})
 
 
 def planned(source: Path | Mapping[str, Any], host: Host, given: list[tuple[str, Any]], device: str) -> Memory:
@@ -73,7 +72,7 @@ def planned(source: Path | Mapping[str, Any], host: Host, given: list[tuple[str,
     from surogate_core.plan import make_plan
 
     config = load(source, host, given, need_data=False)
-    peak = rehearse(make_plan(without_weights(config), host), device)
+    peak = rehearse(make_plan(without_weights(config), host, device), device)
     if peak is None:
         raise PlanError(f"models of {config.core.model_backend!r} cannot be rehearsed", how="use another model_backend")
     return peak

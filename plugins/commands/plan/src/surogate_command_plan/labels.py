@@ -47,8 +47,8 @@ def labelled(tally: Tally, model: nn.Module, blocks: Sequence[nn.Module]) -> Ite
             tally.label = "head"
 
     def ready(parameter: Tensor) -> None:
-        assert parameter.grad is not None
-        tally.hold([parameter.grad], "gradients")
+        if parameter.grad is not None:  # an optimizer may have taken it already
+            tally.hold([parameter.grad], "gradients")
         if id(parameter) in lower:
             tally.phase = PHASES[2]
 

@@ -16,21 +16,53 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from attrs import define, evolve
+from attrs import define, evolve, frozen
+from surogate_distributed_single.single import Single
 from surogate_loop_standard.loop import Job, optimizer_step
+from surogate_offload import Mark, opening
 from torch import Tensor, nn
 
 from surogate_command_plan.labels import PHASES, held, labelled
-from surogate_command_plan.tally import Memory, Peak, Tally
-from surogate_core.contracts import Batch, Rehearses, Step
+from surogate_command_plan.tally import HOST, Memory, Peak, Tally
+from surogate_core.contracts import Batch, HoldsGradients, Rehearses, Step
 from surogate_core.plan import Plan
 from surogate_core.train.setup import Trainee, bind_optimizer, build
-from surogate_core.train.single import Single
 
 DEPTHS = 2, 4
 """Layers of the two rehearsals of a deeper model; both even, for families whose layers alternate."""
 FRAMEWORK = {"cpu": 0, "cuda": 600_000_000}
 """Bytes beside tensors: the CUDA context and the libraries' own, an assumption. On the CPU memory is counted above the imports."""
+
+
+@frozen
+class Planned:
+    """A device of ``surogate_offload`` whose memory has no values: what is pinned counts as the host's."""
+
+    tally: Tally
+    where: str
+
+    def empty(self, count: int, dtype: torch.dtype) -> Tensor:
+        return torch.empty(count, dtype=dtype, device=self.where)
+
+    def pinned(self, count: int, dtype: torch.dtype) -> Tensor:
+        label, self.tally.label = self.tally.label, HOST
+        memory = self.empty(count, dtype)
+        self.tally.hold([memory], HOST)  # also while nothing is watched
+        self.tally.label = label
+        return memory
+
+    def fetch(self, buffer: Tensor, host: Tensor, after: Mark) -> Mark:
+        return None
+
+    def store(self, host: Tensor, buffer: Tensor, after: Mark) -> Mark:
+        return None
+
+    def here(self) -> Mark:
+        return None
+
+    def wait(self, mark: Mark) -> None: ...
+
+    def settle(self) -> None: ...
 
 
 @define
@@ -117,10 +149,12 @@ def _peaks(plan: Plan, device: str, depth: int, *, update_only: bool = False) ->
         fused={name: fused for name, fused in plan.fused.items() if name in kept},
         config=evolve(plan.config, core=evolve(plan.config.core, compile=False)),
     )
-    trainee = build(stand_in)
     mode = contextlib.nullcontext() if where == "meta" else _fake_mode()
     tally = Tally(where, stand_in=True)
-    with mode, tally:
+    planned = Planned(tally, where)
+    with opening(lambda device, write_combined: planned):
+        trainee = build(stand_in)
+    with opening(lambda device, write_combined: planned), mode, tally:
         trainee = _moved(trainee, where)
         tally.label = "optimizer"
         optimizer = bind_optimizer(stand_in, trainee)
@@ -128,7 +162,8 @@ def _peaks(plan: Plan, device: str, depth: int, *, update_only: bool = False) ->
             tally.hold(tensors, label)
         tally.label, lr = "batch", torch.zeros((), device=where)
         if update_only:
-            tally.hold(_gradients(trainee), "gradients")
+            if not isinstance(optimizer, HoldsGradients):
+                tally.hold(_gradients(trainee), "gradients")
             tally.phase, tally.label = PHASES[3], "scratch"
             optimizer.step(lr, 1)
             return tally.peaks

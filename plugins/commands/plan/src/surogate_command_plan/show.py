@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from surogate_command_plan.tally import Peak
+from surogate_command_plan.tally import HOST, Peak
 
 ORDER = (
     "weights",
@@ -38,6 +38,11 @@ def memory_lines(columns: Mapping[str, Peak], layers: int = 0) -> list[str]:
         sizes = [peak.parts.get(name, 0) for peak in columns.values()]
         each = sizes[0] / layers if name == "activations" and layers else 0
         note = f"   {layers} blocks of {bytes_of(each)}" if each >= 1000 else ""
-        lines.append(f"  {name:<18}" + "".join(f"{bytes_of(size):>{16 if not at else 18}}" for at, size in enumerate(sizes)) + note)
-    sums = [peak.total for peak in columns.values()]
-    return [*lines, f"  {'together':<18}" + "".join(f"{bytes_of(size):>{16 if not at else 18}}" for at, size in enumerate(sums))]
+        lines.append(_line(name, sizes) + note)
+    lines.append(_line("together", [peak.total for peak in columns.values()]))
+    away = [peak.parts.get(HOST, 0) for peak in columns.values()]
+    return [*lines, *([_line(HOST, away)] if any(away) else [])]
+
+
+def _line(name: str, sizes: list[int]) -> str:
+    return f"  {name:<18}" + "".join(f"{bytes_of(size):>{16 if not at else 18}}" for at, size in enumerate(sizes))

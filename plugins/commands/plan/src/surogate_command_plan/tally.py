@@ -21,10 +21,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+HOST = "on the host"
+"""Label of what is offloaded."""
+
 
 @frozen
 class Peak:
-    """The most bytes of a phase, and the bytes by label at that moment."""
+    """The most bytes of a phase, and the bytes by label at that moment; the most on the host is beside the total."""
 
     total: int
     parts: dict[str, int]
@@ -48,7 +51,8 @@ class Memory:
 class Tally(TorchDispatchMode):
     """``label`` names what the next tensors are for, ``phase`` what is being done; ``peaks`` has the peak of each phase.
 
-    ``device`` is the type of device whose tensors count. ``stand_in``: the tensors have no values. Where one is asked for, 0 is
+    ``device`` is the type of device whose tensors count. Those made under the label :data:`HOST` stand for memory of the host: they
+    are among the parts of a peak, but not in its total. ``stand_in``: the tensors have no values. Where one is asked for, 0 is
     given, and every place of a tensor counts as not zero.
     """
 
@@ -86,6 +90,8 @@ class Tally(TorchDispatchMode):
             key = tensor.untyped_storage()._cdata
             if key in self._alive:
                 reference, size, old = self._alive[key]
+                if old == HOST:
+                    continue
                 self._alive[key] = reference, size, label
                 self._now[old] -= size
                 self._now[label] += size
@@ -100,9 +106,12 @@ class Tally(TorchDispatchMode):
             return
         self._alive[key] = weakref.ref(storage, lambda _: self._drop(key)), size, self.label
         self._now[self.label] += size
-        self._total += size
+        self._total += size if self.label != HOST else 0
         if not self._sum:
             self._note()
+        if self.label == HOST and self.phase in self.peaks:  # the most of the phase, not that of its peak
+            parts = self.peaks[self.phase].parts
+            parts[HOST] = max(parts.get(HOST, 0), self._now[HOST])
 
     def __exit__(self, *raised: Any) -> None:
         self._settle()
@@ -115,9 +124,11 @@ class Tally(TorchDispatchMode):
 
     def _note(self) -> None:
         if self.phase and (self.phase not in self.peaks or self._total > self.peaks[self.phase].total):
-            self.peaks[self.phase] = Peak(self._total, {label: size for label, size in self._now.items() if size})
+            away = self.peaks[self.phase].parts.get(HOST, 0) if self.phase in self.peaks else 0
+            parts = {**self._now, HOST: max(away, self._now[HOST])}
+            self.peaks[self.phase] = Peak(self._total, {label: size for label, size in parts.items() if size})
 
     def _drop(self, key: int) -> None:
         _, size, label = self._alive.pop(key)
         self._now[label] -= size
-        self._total -= size
+        self._total -= size if label != HOST else 0

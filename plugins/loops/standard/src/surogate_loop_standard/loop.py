@@ -17,7 +17,7 @@ from attrs import define, field, frozen
 from torch import Tensor, nn
 
 from surogate_core.config.options import CoreOptions
-from surogate_core.contracts import Batches, Decision, OptimizerState, Parallelism, Schedule, Step
+from surogate_core.contracts import Batches, Decision, HoldsGradients, OptimizerState, Parallelism, Schedule, Step
 from surogate_core.errors import NonFiniteLoss
 from surogate_core.offers import Owner
 from surogate_core.train.evaluate import Loss, evaluate
@@ -109,7 +109,8 @@ def clip(parameters: Sequence[Tensor], max_norm: float) -> Tensor:
 def optimizer_step(job: Job, step: Step, index: int, lr: Tensor) -> tuple[Tensor, Tensor]:
     """One whole step. Returns loss and gradient norm, both still on the device."""
     loss = accumulate(job.model, step, job.parallelism, job.loss, job.mark)
-    norm = clip(job.parameters, job.core.max_grad_norm)
+    clips = job.optimizer.clip if isinstance(job.optimizer, HoldsGradients) else clip
+    norm = clips(job.parameters, job.core.max_grad_norm)
     job.optimizer.step(lr, index + 1)
     for parameter in job.parameters:
         parameter.grad = None

@@ -10,7 +10,6 @@ Shapes: T tokens, k experts a token, S = T·k pairs sorted by expert, E experts,
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
@@ -18,6 +17,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from attrs import frozen
+from surogate_offload import Lasting
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
@@ -103,7 +103,7 @@ class Stack(nn.Module):
     expert to which no token is routed costs nothing; the adapter is one module, called as ``adapter(x, y, ends)``.
 
     ``selective``: of stored weights, unpack those alone that tokens are routed to (their number is read back from the device).
-    ``fetch`` copies a storage's buffer to the device that computes; with it the storages stay out of the model, in host memory.
+    ``fetched``, where the storages are in the memory of the host: gives them with their buffers on the device, for one use.
     """
 
     adapter: nn.Module | None
@@ -117,7 +117,7 @@ class Stack(nn.Module):
         self.storages: tuple[Any, ...] = ()
         self.storage = nn.ModuleList()  # likewise, unless they are to stay where they are
         self.selective = False
-        self.fetch: Callable[[Tensor, torch.device], Tensor] | None = None
+        self.fetched: Callable[[], Sequence[Any]] | None = None
 
     @property
     def experts(self) -> int:
@@ -131,11 +131,11 @@ class Stack(nn.Module):
         self.computes = (*self.computes[:expert], compute, *self.computes[expert + 1 :])
         self.compute = nn.ModuleList(each for each in self.computes if isinstance(each, nn.Module))
 
-    def set_storages(self, storages: Sequence[Storage], fetch: Callable[[Tensor, torch.device], Tensor] | None = None) -> None:
-        """One for each expert. With ``fetch`` they do not move with the model."""
-        self.fetch = fetch
+    def set_storages(self, storages: Sequence[Storage], fetched: Callable[[], Sequence[Any]] | None = None) -> None:
+        """One for each expert. With ``fetched`` they do not move with the model."""
+        self.fetched = fetched
         self.storages = tuple(storages)
-        self.storage = nn.ModuleList(() if fetch else self.storages)
+        self.storage = nn.ModuleList(() if fetched else self.storages)
 
     def pack(self, weight: Tensor) -> None:
         """Hand the stacked weight, as the family holds it, to the storages, expert by expert."""
@@ -172,20 +172,20 @@ class Stack(nn.Module):
 
     def unpacked(self, like: Tensor, groups: Groups) -> tuple[Tensor, Tensor]:
         """Weights (E', N, K) and ends (E',) of all experts, or of those with rows."""
+        held = self.held()
         if not self.selective:
-            return torch.stack([one.unpack(like.dtype) for one in self.held(range(self.experts), like.device)]), groups.ends
+            return torch.stack([one.unpack(like.dtype) for one in held]), groups.ends
         runs = groups.runs()
-        weights = [one.unpack(like.dtype) for one in self.held([number for number, _ in runs], like.device)]
+        weights = [held[number].unpack(like.dtype) for number, _ in runs]
         return torch.stack(weights), groups.ends.new_tensor([rows.stop for _, rows in runs])
 
-    def held(self, numbers: Sequence[int], device: torch.device) -> Iterator[Any]:
-        """The storages of these experts; where they are offloaded, copies of them on the device, all brought before the first is
-        used, that live as long as the iterator."""
-        chosen = [self.storages[number] for number in numbers]
-        if self.fetch is not None:
-            fetch = self.fetch
-            chosen = [_elsewhere(one, lambda buffer: fetch(buffer, device)) for one in chosen]
-        yield from chosen
+    def held(self) -> Sequence[Any]:
+        """The storages, on the device; those that were fetched must not be held on to."""
+        return self.storages if self.fetched is None else self.fetched()
+
+    def unpacked_for(self, number: int, held: Sequence[Any], like: Tensor) -> Tensor:
+        """The weight (N, K) of one expert, for its compute."""
+        return weight_for(self.computes[number], held[number], self.shape[1:], like)
 
 
 class _Stored(torch.autograd.Function):
@@ -199,7 +199,8 @@ class _Stored(torch.autograd.Function):
         if stack.plain:
             weights, ends = stack.unpacked(x, groups)
             return grouped(x, weights.transpose(1, 2), ends)
-        return torch.cat([compute(x[rows], one.unpack(x.dtype), None) for compute, rows, one in _runs(stack, groups, x)])
+        held = stack.held()
+        return torch.cat([stack.computes[at](x[rows], stack.unpacked_for(at, held, x), None) for at, rows in groups.runs()])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -209,32 +210,22 @@ class _Stored(torch.autograd.Function):
         if ctx.stack.plain:
             weights, ends = ctx.stack.unpacked(x, ctx.groups)
             return grouped(dy, weights, ends), None, None
-        parts = []
-        for compute, rows, one in _runs(ctx.stack, ctx.groups, x):
+        parts, held = [], ctx.stack.held()
+        for at, rows in ctx.groups.runs():
             with torch.enable_grad():
                 own = x[rows].detach().requires_grad_()
-                y = compute(own, one.unpack(x.dtype), None)
+                y = ctx.stack.computes[at](own, ctx.stack.unpacked_for(at, held, x), None)
             parts += torch.autograd.grad(y, own, dy[rows])
         return torch.cat(parts), None, None
 
 
-def _runs(stack: Stack, groups: Groups, x: Tensor) -> Iterator[tuple[Compute, slice, Any]]:
-    runs = groups.runs()
-    held = stack.held([number for number, _ in runs], x.device)
-    return ((stack.computes[number], rows, one) for (number, rows), one in zip(runs, held, strict=True))
-
-
-def _elsewhere(module: nn.Module, move: Callable[[Tensor], Tensor]) -> nn.Module:
-    """A twin whose buffers are moved; the module itself keeps its own."""
-    twin = copy.copy(module)
-    twin._buffers = {name: None if buffer is None else move(buffer) for name, buffer in module._buffers.items()}
-    twin._modules = {name: None if part is None else _elsewhere(part, move) for name, part in module._modules.items()}
-    return twin
-
-
-def to_device(buffer: Tensor, device: torch.device) -> Tensor:
-    """What ``qlora_offload_experts`` fetches with."""
-    return buffer.to(device, non_blocking=True)
+def weight_for(compute: Any, storage: Any, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """What a storage unpacks for this compute, in the dtype of ``like``. Where the compute has its copy for good (``Lasting``): a
+    tensor of the weight's shape whose values nobody reads."""
+    copies = getattr(compute, "copies", None)
+    if isinstance(copies, Lasting) and copies.made:
+        return like.new_empty(()).expand(shape)
+    return cast(Tensor, storage.unpack(like.dtype))
 
 
 # ---------------------------------------------------------------- finding them

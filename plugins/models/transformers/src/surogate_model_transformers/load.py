@@ -54,6 +54,7 @@ def load_model(
     device: str | torch.device,
     source: str | Path | None = None,
     prepare: Callable[[Any], object] | None = None,
+    stay: Callable[[Any], object] = lambda model: None,
     notice: Callable[[str], None] = lambda text: None,
 ) -> Any:
     """The model on ``device`` in ``model_dtype``, in training mode, ready for ``run_hidden`` and ``batch_loss``.
@@ -61,7 +62,8 @@ def load_model(
     Weights are those in ``source`` (a directory; default ``model``), or random when ``from_scratch`` is set and no
     source is given: then they are transformers' own initial values in float32 after ``torch.manual_seed(train_seed)``.
     ``prepare(model)`` fills slots: before the weights arrive, on the meta device. An adapter that is on the meta device is given
-    memory but no values. ``notice`` gets a line where the files are not quite what was asked for.
+    memory but no values. ``stay(model)`` takes out of it what stays in the memory of the host, where it was read.
+    ``notice`` gets a line where the files are not quite what was asked for.
 
     Raises ModelError where weights are missing, unexpected or of another shape, or files cannot be read.
     """
@@ -76,6 +78,7 @@ def load_model(
             adapter.to_empty(device=device)
         if any(tensor.is_meta for tensor in layer.state_dict().values()):
             raise ModelError("a recipe's compute module is on the meta device and has no values", where=name)
+    stay(model)
     model.to(device)
     _fix_rotary(model, settings.core.sequence_len)
     return model.train()

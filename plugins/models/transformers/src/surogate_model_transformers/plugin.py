@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any, Literal
 
 from attrs import field, frozen
+from surogate_distributed_single.plugin import Sharding
 from surogate_settings.nearest import did_you_mean
 
 from surogate_core.errors import Problem
@@ -66,7 +67,24 @@ class Options:
     )
     qlora_offload_experts: bool = field(
         default=False,
-        metadata=doc("Keep quantised experts in host memory; those of a layer are on the GPU only while it is computed."),
+        metadata=doc(
+            "Keep quantised experts in pinned memory of the host; those of a layer come to the GPU while the layer before it is "
+            "computed, and are there for as long as they are used."
+        ),
+    )
+    persistent_quants: bool = field(
+        default=False,
+        metadata=doc(
+            "Keep what the recipe makes of weights for their next use although weights are sharded, and of weights that are held "
+            "quantised: more memory, no quantising again. Needs `shard_weights` or `zero_level` 3."
+        ),
+    )
+    offload_quants: bool = field(
+        default=False,
+        metadata=doc(
+            "Keep quantised weights, the recipe's and those of a quantised base, in pinned memory of the host; those of a layer "
+            "come to the GPU while the layer before it is computed. Needs `persistent_quants`."
+        ),
     )
     offload_residual: bool = field(
         default=False,
@@ -83,6 +101,7 @@ class Settings:
 
     core: CoreOptions
     own: Options = Options()
+    shards_weights: bool = False
 
 
 @hookimpl
@@ -103,6 +122,13 @@ def check_config(config: Config) -> list[Problem]:
         what = "attn_bwd_chunks above 1 with compile = true: the compiler does not see into a backward pass in parts"
         place = f"{config.origins['attn_bwd_chunks']}, key attn_bwd_chunks"
         return [Problem(what, where=place, how="set attn_bwd_chunks = 1, or compile = false")]
+    for key, needed, given, what in (
+        ("persistent_quants", "shard_weights = true or zero_level = 3", config.of(Sharding).weights, "weights that are sharded"),
+        ("offload_quants", "persistent_quants = true", own.persistent_quants, "quantised weights that are kept"),
+    ):
+        if getattr(own, key) and not given:
+            said = f"{key} = true needs {what}; this run has none"
+            return [Problem(said, where=_place(config, key), how=f"set {needed}, or {key} = false")]
     value = own.rope_scaling
     if value is None:
         return []
@@ -128,7 +154,7 @@ def check_plan(plan: Plan, device: str) -> list[Problem]:
     from surogate_model_transformers.routing import check_experts
 
     own = plan.config.of(Options)
-    return [*_check_held(plan), *check_experts(own, plan, device), *_residuals(plan.config, device)]
+    return [*_check_held(plan), *check_experts(own, plan, device), *_offloads(plan.config, device), *_check_quants(plan)]
 
 
 @hookimpl
@@ -157,13 +183,40 @@ def _check_held(plan: Plan) -> list[Problem]:
     return [Problem(what, where=f"quantization_config of {core.model}; lora = false", how=how)]
 
 
-def _residuals(config: Config, device: str) -> list[Problem]:
-    if device == "cuda" or not config.of(Options).offload_residual:
+def _offloads(config: Config, device: str) -> list[Problem]:
+    own = config.of(Options)
+    return [
+        Problem(
+            f"{key} = true needs a GPU: this run computes on the CPU, whose memory is the host's",
+            where=_place(config, key),
+            how=f"set {key} = false, or run on a GPU",
+        )
+        for key in ("offload_residual", "offload_quants")
+        if getattr(own, key) and device != "cuda"
+    ]
+
+
+def _check_quants(plan: Plan) -> list[Problem]:
+    """`persistent_quants` where nothing is quantised that would not be kept anyway."""
+    own = plan.config.of(Options)
+    if not own.persistent_quants:
         return []
-    what = "offload_residual = true needs a GPU: this run computes on the CPU, whose memory is the host's"
-    place = f"{config.origins['offload_residual']}, key offload_residual"
-    return [Problem(what, where=place, how="set offload_residual = false, or run on a GPU")]
+    import torch
+
+    from surogate_core.contracts import KeepsCopies
+
+    computed = next((site for site in plan.sites if site.name in plan.slots and plan.slots[site.name].compute), None)
+    with torch.device("meta"):
+        copies = computed is not None and isinstance(plan.recipe.linear(computed.parts[0]), KeepsCopies)
+    if copies or (own.offload_quants and plan.stored()):
+        return []
+    what = f'persistent_quants = true changes nothing: recipe = "{plan.config.core.recipe}" makes no quantised copies of weights'
+    how = "choose a recipe that does, or set persistent_quants = false"
+    if plan.stored():
+        what += ", and weights that are held quantised are kept anyway"
+        how += ", or offload_quants = true"
+    return [Problem(what, where=_place(plan.config, "persistent_quants"), how=how)]
 
 
-def _place(config: Config) -> str:
-    return f"{config.origins['rope_scaling']}, key rope_scaling"
+def _place(config: Config, key: str = "rope_scaling") -> str:
+    return f"{config.origins[key]}, key {key}"

@@ -13,12 +13,8 @@ from typing import Any
 
 import torch
 from attrs import define, field
-from surogate_offload import Cuda, Device, Mark
+from surogate_offload import Device, Mark, open_device
 from torch import Tensor, nn
-
-
-def open_device(device: torch.device) -> Device:
-    return Cuda(device)
 
 
 @define(eq=False)
@@ -91,9 +87,9 @@ class Residuals:
         return type(kind.__name__, (kind,), {"__call__": call, "__module__": kind.__module__, "__qualname__": kind.__qualname__})
 
 
-def _identity(values: Tensor) -> tuple[int, torch.Size, torch.dtype]:
-    """Of tensors that are alive at the same time."""
-    return values.data_ptr(), values.shape, values.dtype
+def _identity(values: Tensor) -> tuple[Any, ...]:
+    """Of tensors that are alive at the same time, also of those without values."""
+    return values.untyped_storage()._cdata, values.storage_offset(), values.shape, values.dtype
 
 
 def offload_residuals(layers: Iterable[nn.Module], device: torch.device) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from surogate_core.contracts import Storage
 from surogate_core.errors import PlanError
-from surogate_model_transformers.experts import Stack, stack_at, stacks
+from surogate_model_transformers.experts import Stack, stack_at, stacks, weight_for
 
 Compute = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 SLOTS = ("compute", "adapter", "storage")
@@ -47,7 +47,8 @@ class SlotLinear(nn.Linear):
 
     @torch.compiler.disable
     def _unpacked(self, input: Tensor, bias: Tensor | None) -> Tensor:
-        return cast(Tensor, Unpacked.apply(input, bias, self.storage, self.compute))
+        shape = (self.out_features, self.in_features)
+        return cast(Tensor, Unpacked.apply(input, bias, self.storage, self.compute, shape))
 
     def pack(self, storage: Storage, weight: Tensor) -> None:
         """Hand the weight (N, K) to the storage and let go of the parameter."""
@@ -73,24 +74,24 @@ class Unpacked(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, bias: Tensor | None, storage: Storage, compute: Compute) -> Tensor:
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, storage: Storage, compute: Compute, shape: tuple[int, int]) -> Tensor:
         ctx.save_for_backward(x, bias)
-        ctx.storage, ctx.compute = storage, compute
-        return compute(x, storage.unpack(x.dtype), bias)
+        ctx.storage, ctx.compute, ctx.weight_shape = storage, compute, shape
+        return compute(x, weight_for(compute, storage, shape, x), bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (dy,) = grads
         x, bias = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:2]
-        weight = ctx.storage.unpack(x.dtype)
+        weight = weight_for(ctx.compute, ctx.storage, ctx.weight_shape, x)
         if ctx.compute is F.linear:
-            return dy @ weight if wanted[0] else None, dy.flatten(0, -2).sum(0) if wanted[1] else None, None, None
+            return dy @ weight if wanted[0] else None, dy.flatten(0, -2).sum(0) if wanted[1] else None, None, None, None
         with torch.enable_grad():
             inputs = [None if t is None else t.detach().requires_grad_(need) for t, need in zip((x, bias), wanted, strict=True)]
             y = ctx.compute(inputs[0], weight, inputs[1])
         found = iter(torch.autograd.grad(y, [t for t, need in zip(inputs, wanted, strict=True) if t is not None and need], dy))
-        return *(next(found) if need else None for need in wanted), None, None
+        return *(next(found) if need else None for need in wanted), None, None, None
 
 
 def fill_slots(

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from surogate_distributed_single.plugin import Sharding
 from torch import Tensor, nn
 
 from surogate_core.contracts import Batch, Context, Outline, Storage
-from surogate_model_transformers import config, experts, export, held, load, loss, residual, routing, sites, slots, vision
+from surogate_model_transformers import config, experts, export, held, load, loss, quants, residual, routing, sites, slots, vision
 from surogate_model_transformers.plugin import Options, Settings
 
 
@@ -45,14 +46,23 @@ class Transformers:
         for _, module, role, stack in experts.stacks(model):
             if stack.storages:
                 module.register_parameter(role, None)
-        return cast(nn.Module, model.to("meta").train())
+        meta = torch.device("meta")
+        model = model.to(meta)
+        self._keep_quants(model, meta)
+        return self._offloaded(cast(nn.Module, model.train()), meta)
+
+    def _keep_quants(self, model: nn.Module, device: torch.device) -> None:
+        quants.keep(self.blocks(model), self.settings.own, self.settings.shards_weights, device)
+
+    def _offloaded(self, model: nn.Module, device: torch.device) -> nn.Module:
+        if self.settings.own.offload_residual:
+            residual.offload_residuals(self.blocks(model), device)
+        return model
 
     def _fill(self, model: Any, computes: Any, adapters: Any, storages: Any) -> None:
         slots.fill_slots(model, computes, adapters, storages)
         for *_, stack in experts.stacks(model):
             stack.selective = self.settings.own.qlora_selective_expert_dequant
-            if self.settings.own.qlora_offload_experts:
-                stack.set_storages(stack.storages, experts.to_device)
 
     def tokenizer(self) -> Any:
         return vision.load_processor(self.settings) or config.load_tokenizer(self.settings)
@@ -68,10 +78,11 @@ class Transformers:
         notice: Callable[[str], None] = lambda text: None,
     ) -> nn.Module:
         fill = partial(self._fill, computes=computes, adapters=adapters, storages=storages)
-        model = load.load_model(self.hf_config, self.settings, device=device, source=weights, prepare=fill, notice=notice)
-        if self.settings.own.offload_residual:
-            residual.offload_residuals(self.blocks(model), device)
-        return model
+        stay = partial(self._keep_quants, device=device)
+        model = load.load_model(
+            self.hf_config, self.settings, device=device, source=weights, prepare=fill, stay=stay, notice=notice
+        )
+        return self._offloaded(model, device)
 
     def ready(self, model: nn.Module) -> str | None:
         self.routing = routing.routing_of(model, self.settings.own)
@@ -96,4 +107,4 @@ class Transformers:
 
 
 def build(options: Options, context: Context) -> Transformers:
-    return Transformers(Settings(context.config, options))
+    return Transformers(Settings(context.config, options, context.of(Sharding).weights))

@@ -8,28 +8,33 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from attrs import evolve
 from surogate_native_adam8 import BLOCK, States
-from surogate_offload import Cuda, Device, in_turns
+from surogate_offload import in_turns, open_device
 from torch import Tensor
 
-from surogate_optimizer_adamw_8bit.places import Stretch
-from surogate_optimizer_adamw_8bit.plugin import Options
-
-
-def open_device(options: Options, device: torch.device) -> Device:
-    return Cuda(device, options.use_write_combined)
+from surogate_optimizer_adamw_8bit.gradients import Gradients
+from surogate_optimizer_adamw_8bit.places import Place, Stretch
+from surogate_optimizer_adamw_8bit.plugin import OFFLOADED, Options
 
 
 class Store:
-    """Memory for states, as the options say."""
+    """Memory for states, and for gradients that wait for the update, as the options say."""
 
     def __init__(self, options: Options, device: torch.device):
         self._options, self._device = options, device
-        self._host = open_device(options, device) if options.offload_optimizer or options.offload_master else None
+        offloads = any(getattr(options, key) for key in OFFLOADED)
+        self._host = open_device(device, options.use_write_combined) if offloads else None
+        self.gradients: Gradients | None = None
 
     @property
     def walks(self) -> bool:
-        """Whether states come to the device a stretch at a time."""
-        return self._host is not None and not self._options.use_zero_copy
+        """Whether something comes to the device a stretch at a time."""
+        return self._host is not None and (self.gradients is not None or not self._options.use_zero_copy)
+
+    def take_gradients(self, places: Sequence[Place]) -> None:
+        """From now on gradients go to the host, if the options say so."""
+        if self._options.offload_grads:
+            assert self._host is not None
+            self.gradients = Gradients(self._host, [one.param for one in places])
 
     def states(self, coded: int, end: int, masters: bool) -> States:
         """Zeros for an arena of ``end`` values, ``coded`` of which have codes."""
@@ -51,24 +56,36 @@ class Store:
         return lambda count, dtype: torch.zeros(count, dtype=dtype, device=self._device)
 
     def walk(self, states: States, stretches: Sequence[Stretch]) -> Iterator[tuple[Stretch, States]]:
-        """Each stretch with its states on the device. What becomes of them by the next one is kept."""
+        """Each stretch with its states on the device, and its gradients where ``gradients`` finds them. What becomes of the states
+        by the next one is kept."""
         parts = [states.part(stretch.start // BLOCK, stretch.stop // BLOCK) for stretch in stretches]
         if not self.walks:
             yield from zip(stretches, parts, strict=True)
             return
         assert self._host is not None
         here = [self._there(part) for part in parts]
-        for stretch, part, there in zip(stretches, parts, in_turns(self._host, here), strict=True):
-            yield stretch, self._with(part, there)
+        if self.gradients:
+            self.gradients.settle()
+        read = [self.gradients.of(stretch) for stretch in stretches] if self.gradients else ()
+        for stretch, part, own, there in zip(stretches, parts, here, in_turns(self._host, here, read), strict=True):
+            if self.gradients:
+                self.gradients.arrived(stretch, there[len(own) :])
+            yield stretch, self._with(part, there[: len(own)])
+        if self.gradients:
+            self.gradients.start_anew()
 
     def _there(self, part: States) -> list[Tensor]:
-        """The tensors of a part that are in the host's memory."""
+        """The tensors of a part that come from the host's memory."""
+        if self._options.use_zero_copy:
+            return []
         moments = [tensor for pair in (part.codes, part.absmax, part.exact) for tensor in pair if len(tensor)]
         kept = moments if self._options.offload_optimizer else []
         return [*kept, part.remainder] if self._options.offload_master and part.remainder is not None else kept
 
     def _with(self, part: States, there: Sequence[Tensor]) -> States:
         """The part with its tensors of the host replaced by those on the device."""
+        if not there:
+            return part
         names = [name for name in ("codes", "absmax", "exact") if len(getattr(part, name)[0])]
         found = (
             {name: (there[2 * at], there[2 * at + 1]) for at, name in enumerate(names)} if self._options.offload_optimizer else {}

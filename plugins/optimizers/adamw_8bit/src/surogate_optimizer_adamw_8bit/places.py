@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from attrs import frozen
@@ -56,14 +56,22 @@ class Stretch:
     weight_decay: float
     pieces: tuple[tuple[Tensor, int, int, int], ...]
 
-    def gather(self, kind: str, device: torch.device) -> Tensor:
-        """Parameters (``kind`` "param") or gradients ("grad") of this stretch in float32, padding and missing gradients 0."""
+    def gather(self, values: Callable[[Tensor, int, int], Tensor | None], device: torch.device) -> Tensor:
+        """Of each parameter ``values(parameter, from, to)``, in float32; padding, and what is None, 0."""
         flat = torch.zeros(self.stop - self.start, device=device)
         for param, first, last, offset in self.pieces:
-            values = param.detach() if kind == "param" else param.grad
-            if values is not None:
-                flat[offset : offset + last - first].copy_(values.reshape(-1)[first:last])
+            found = values(param, first, last)
+            if found is not None:
+                flat[offset : offset + last - first].copy_(found)
         return flat
+
+
+def of_param(param: Tensor, first: int, last: int) -> Tensor:
+    return param.detach().reshape(-1)[first:last]
+
+
+def of_grad(param: Tensor, first: int, last: int) -> Tensor | None:
+    return None if param.grad is None else param.grad.reshape(-1)[first:last]
 
 
 def stretches(places: Sequence[Place], coded: int, size: int) -> Iterator[Stretch]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from attrs import field, frozen
+from surogate_distributed_single.plugin import Sharding
 
 from surogate_core.errors import Problem
 from surogate_core.hookspecs import hookimpl
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
     from surogate_core.config import Config
     from surogate_core.plan import Plan
 
-OFFLOADED = ("offload_optimizer", "offload_master")
+OFFLOADED = ("offload_optimizer", "offload_master", "offload_grads")
+STATES = OFFLOADED[:2]
 HOW = ("use_zero_copy", "use_write_combined")
 
 
@@ -30,8 +32,15 @@ class Options:
         default=False,
         metadata=doc('Keep what `master_dtype = "fp32"` adds to bfloat16 weights in pinned memory of the host.'),
     )
+    offload_grads: bool = field(
+        default=False,
+        metadata=doc(
+            "Keep gradients in pinned memory of the host: each goes there when a backward pass has completed it, and comes back "
+            "for the update. Needs `shard_gradients` or `zero_level` 2."
+        ),
+    )
     use_zero_copy: bool = field(
-        default=False, metadata=doc("Let the kernel read and write what is offloaded where it is, without copies to the GPU.")
+        default=False, metadata=doc("Let the kernel read and write offloaded states where they are, without copies to the GPU.")
     )
     use_write_combined: bool = field(
         default=False, metadata=doc("Keep what is offloaded in memory that the host's caches leave alone.")
@@ -53,17 +62,27 @@ def register_optimizers() -> list[Offer]:
 @hookimpl
 def check_config(config: Config) -> list[Problem]:
     """Options of offloading that have nothing to work on."""
-    if normal_name(config.core.optimizer) != "adamw_8bit":
-        return []
     own, core = config.of(Options), config.core
     problems = []
+    if own.offload_grads and not config.of(Sharding).gradients:
+        what = "offload_grads = true needs gradients that are sharded, with one process as well; this run has zero_level = 1"
+        how = "set shard_gradients = true or zero_level = 2, or offload_grads = false"
+        problems.append(Problem(what, where=_place(config, "offload_grads"), how=how))
+    if normal_name(core.optimizer) != "adamw_8bit":
+        if own.offload_grads:
+            what = (
+                f'offload_grads = true with optimizer = "{core.optimizer}": only adamw_8bit takes gradients from the host\'s memory'
+            )
+            how = 'set optimizer = "adamw_8bit", or offload_grads = false'
+            problems.append(Problem(what, where=_place(config, "offload_grads"), how=how))
+        return problems
     if own.offload_master and (core.master_dtype != "fp32" or core.model_dtype != "bf16" or core.lora):
         what = "offload_master = true: this run has no masters; they are float32 ones of bfloat16 weights that are all trained"
         how = 'set master_dtype = "fp32" with model_dtype = "bf16" and lora = false, or offload_master = false'
         problems.append(Problem(what, where=_place(config, "offload_master"), how=how))
     for key in HOW:
-        if getattr(own, key) and not any(getattr(own, name) for name in OFFLOADED):
-            what = f"{key} = true says how tensors are offloaded, and none is"
+        if getattr(own, key) and not any(getattr(own, name) for name in (STATES if key == "use_zero_copy" else OFFLOADED)):
+            what = f"{key} = true says how {'states' if key == 'use_zero_copy' else 'tensors'} are offloaded, and none is"
             how = f"set offload_optimizer = true, or {key} = false"
             problems.append(Problem(what, where=_place(config, key), how=how))
     if own.use_zero_copy and core.kernels == "reference":

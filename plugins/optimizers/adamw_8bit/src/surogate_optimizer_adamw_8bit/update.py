@@ -9,7 +9,7 @@ vectorised update. With ``offload_optimizer`` the arenas lie in the memory of th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from attrs import field, frozen
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from surogate_core.contracts import Context, ParamGroup
 from surogate_optimizer_adamw_8bit.offload import Store
-from surogate_optimizer_adamw_8bit.places import SMALL, Stretch, padded, place, stretches
+from surogate_optimizer_adamw_8bit.places import SMALL, Stretch, of_grad, of_param, padded, place, stretches
 from surogate_optimizer_adamw_8bit.plugin import Options
 
 CHUNK = {"cpu": 1 << 18, "cuda": 1 << 23}
@@ -37,6 +37,11 @@ class AdamW8bit:
     masters: bool = False
     kernels: str = "auto"
     offload: Options = field(factory=Options)
+
+    @property
+    def holds_gradients(self) -> bool:
+        """Whether the bound state takes them off the device."""
+        return self.offload.offload_grads
 
     def state_bytes(self, shape: tuple[int, ...], name: str = "") -> int:
         """On the device."""
@@ -62,7 +67,10 @@ def build(options: Options | None, context: Context) -> AdamW8bit:
 
 
 class State:
-    """Moments of bound parameters."""
+    """Moments of bound parameters. With ``offload_grads`` also a :class:`surogate_core.contracts.HoldsGradients`: then there is a
+    ``clip``."""
+
+    clip: Callable[[Sequence[Tensor], float], Tensor]
 
     def __init__(self, rule: AdamW8bit, groups: Sequence[ParamGroup], seed: int):
         self._rule, self._seed = rule, seed
@@ -91,11 +99,17 @@ class State:
                 device=self._device,
             )
 
+        self._store.take_gradients(self._places)
+        if self._store.gradients is not None:
+            self.clip = self._store.gradients.clip
+
     @torch.no_grad()
     def step(self, lr: Tensor, step: int) -> None:
         rates = Rates(beta1=self._rule.beta1, beta2=self._rule.beta2, epsilon=self._rule.epsilon, step=step)
         noise = draw(self._end, step_generator(self._device, self._seed, step), self._device) if self._rounds else None
         if self._blank:
+            for _ in self._store.walk(self._states, self._stretches) if self._store.walks else ():
+                pass  # what comes and goes takes memory also where nothing is computed
             return
         if self._native is None:
             for stretch, states in self._store.walk(self._states, self._stretches):
@@ -104,6 +118,8 @@ class State:
         self._native.prepare(lr, rates, noise)
         if self._store.walks:
             for stretch, states in self._store.walk(self._states, self._stretches):
+                if self._store.gradients is not None:
+                    self._native.gradients(self._store.gradients.addresses(stretch))
                 self._native.launch(states, stretch.start // BLOCK, stretch.stop // BLOCK)
         else:
             self._native.launch(self._states, 0, self._end // BLOCK)
@@ -111,14 +127,16 @@ class State:
 
     def _update(self, stretch: Stretch, states: States, lr: Tensor, rates: Rates, noise: tuple[Tensor, Tensor] | None) -> None:
         """One stretch in plain torch."""
-        grad, param = stretch.gather("grad", self._device), stretch.gather("param", self._device)
+        held = self._store.gradients
+        grad = stretch.gather(of_grad if held is None else held.piece, self._device)
+        param = stretch.gather(of_param, self._device)
         if states.remainder is not None:
             restore_(param, states.remainder)
         if states.coded:
-            held = list(zip(self._books, states.codes, states.absmax, strict=True))
-            m, v = (book.dequantize(codes, absmax) for book, codes, absmax in held)
+            coded = list(zip(self._books, states.codes, states.absmax, strict=True))
+            m, v = (book.dequantize(codes, absmax) for book, codes, absmax in coded)
             update_(param, grad, m, v, lr, rates, stretch.weight_decay)
-            for moment, (book, codes, absmax) in zip((m, v), held, strict=True):
+            for moment, (book, codes, absmax) in zip((m, v), coded, strict=True):
                 book.quantize_(moment, codes, absmax)
         else:
             update_(param, grad, *states.exact, lr, rates, stretch.weight_decay)

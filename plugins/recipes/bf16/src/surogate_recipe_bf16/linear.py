@@ -45,7 +45,10 @@ def build(options: Options, context: Context) -> Plain:
 
 
 def check_device(needing: str, capability: tuple[int, int], how: str) -> list[Problem]:
-    """What the current CUDA device lacks for ``needing`` (``model_dtype = "bf16"``), which wants ``capability``."""
+    """What the current CUDA device lacks for ``needing`` (``model_dtype = "bf16"``), which wants ``capability``; nothing where the
+    plan is for a GPU that is elsewhere."""
+    if not torch.cuda.is_available():
+        return []
     have = torch.cuda.get_device_capability()
     if have >= capability:
         return []

@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 import torch
 from surogate_native_fp8 import cast_transpose, current_scale, scaled_mm, update_scales
 from surogate_native_fp8.reference import E4M3, E5M2, LARGEST
+from surogate_offload import Kept
 from torch import Tensor, nn
 
-from surogate_core.contracts import Context, Site
+from surogate_core.contracts import Context, Copies, Site
 from surogate_recipe_fp8_hybrid.plugin import Options
 
 X, W, DY = range(3)
@@ -108,7 +109,8 @@ class Fp8Linear(nn.Module):
         self.register_buffer("scale", torch.zeros(len(FORMATS)))
         self.register_buffer("inverse", torch.zeros(len(FORMATS), 4))
         self._known, self._read = [False] * len(FORMATS), -1
-        self._weight: tuple[Any, Quantised] | None = None
+        self.copies: Copies = Kept()
+        self.trained = True
 
     @torch.compiler.disable
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -136,20 +138,23 @@ class Fp8Linear(nn.Module):
 
     def quantised_weight(self, weight: Tensor) -> Quantised:
         """From the last call where neither the weight nor its scale has changed; a frozen weight's scale cannot change. A weight
-        that is no parameter was unpacked for this call: nothing of it is kept."""
-        if not isinstance(weight, nn.Parameter):
-            return self.quantise(W, weight.detach(), transpose=True)
-        key = (weight.data_ptr(), weight._version, self.scale._version if weight.requires_grad else None)
-        if self._weight is None or self._weight[0] != key:
-            self._weight = (key, self.quantise(W, weight.detach(), transpose=True))
-        return self._weight[1]
+        that is no parameter was unpacked for this call: nothing of it is kept, unless ``copies`` says otherwise."""
+        self.trained = weight.requires_grad
+        state = (weight.data_ptr(), weight._version, self.scale._version if self.trained else None)
+        rows, inverse, amax, *turned = self.copies.get(weight, state, lambda: self._tensors(weight))
+        return Quantised(rows, turned[0] if turned else rows.t(), inverse, amax)
+
+    def _tensors(self, weight: Tensor) -> tuple[Tensor, ...]:
+        made = self.quantise(W, weight.detach(), transpose=True)
+        own = (made.rows, made.inverse, made.amax)
+        return (*own, made.columns) if self.native else own
 
     def forget(self) -> None:
         """After an optimizer step: while a dispatch mode watches (how memory is counted), torch's foreach and fused updates change
         weights and scales without a trace in their version counters."""
         self._read = -1
-        if self._weight is not None and self._weight[0][2] is not None:  # not frozen
-            self._weight = None
+        if self.trained:
+            self.copies.forget()
 
     def _has_history(self, row: int) -> bool:
         """Reads from the device until there is one, which is after the first step."""
@@ -164,20 +169,24 @@ class _Linear(torch.autograd.Function):
         x8, w8 = layer.quantise(X, x, transpose=weight.requires_grad), layer.quantised_weight(weight)
         layer.stage(X, x8.amax)
         layer.stage(W, w8.amax)
-        ctx.layer, ctx.w8, ctx.shape, ctx.dtypes = layer, w8, (x.shape[0], *weight.shape), (x.dtype, weight.dtype)
-        if ctx.needs_input_grad[1]:
-            ctx.x8, ctx.inverse = x8.columns, x8.inverse
+        ctx.layer, ctx.shape, ctx.dtypes = layer, (x.shape[0], *weight.shape), (x.dtype, weight.dtype)
+        # the copy of a parameter is asked for again: where it is kept is not for autograd to say
+        ctx.weight, ctx.w8 = (weight, None) if isinstance(weight, nn.Parameter) else (None, w8)
+        ctx.save_for_backward(*((x8.columns, x8.inverse) if ctx.needs_input_grad[1] else ()))
         y = scaled_mm(x8.rows, w8.rows, x8.inverse, w8.inverse, x.dtype, fast=True, native=layer.native)
         return y[: x.shape[0], : weight.shape[0]].contiguous()
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        layer, w8, (m, n, k), (x_dtype, w_dtype) = ctx.layer, ctx.w8, ctx.shape, ctx.dtypes
+        layer, (m, n, k), (x_dtype, w_dtype) = ctx.layer, ctx.shape, ctx.dtypes
+        saved = ctx.saved_tensors  # before the weight: where the layer is computed again, this is when
         dy8 = layer.quantise(DY, dy, transpose=ctx.needs_input_grad[1])
         layer.stage(DY, dy8.amax)
         dx = dw = None
         if ctx.needs_input_grad[0]:
+            w8 = ctx.w8 or layer.quantised_weight(ctx.weight)
             dx = scaled_mm(dy8.rows, w8.columns, dy8.inverse, w8.inverse, x_dtype, native=layer.native)[:m, :k]
         if ctx.needs_input_grad[1]:
-            dw = scaled_mm(dy8.columns, ctx.x8, dy8.inverse, ctx.inverse, w_dtype, native=layer.native)[:n, :k]
+            x8, inverse = saved
+            dw = scaled_mm(dy8.columns, x8, dy8.inverse, inverse, w_dtype, native=layer.native)[:n, :k]
         return dx, dw, None

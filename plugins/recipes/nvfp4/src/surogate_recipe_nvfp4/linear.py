@@ -59,13 +59,16 @@ class Product(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, slot: Slot, rules: Rules) -> Tensor:
         values, decode = slot.weight(weight)
         rows = quantised(x, four_over_six=rules.four_over_six, kernels=rules.kernels)
-        ctx.save_for_backward(x, values, decode, bias)
+        # the copy of a parameter is asked for again: where it is kept is not for autograd to say
+        ctx.weight = weight if isinstance(weight, nn.Parameter) else None
+        ctx.save_for_backward(x, *((values, decode) if ctx.weight is None else ()), bias)
         ctx.slot, ctx.rules, ctx.weight_dtype = slot, rules, weight.dtype
         return add_bias(multiply(rows.values, values, rows.decode * decode), bias, x.dtype)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, values, decode, bias = ctx.saved_tensors
+        x, *made, bias = ctx.saved_tensors
+        values, decode = made or ctx.slot.weight(ctx.weight)
         rules = ctx.rules
         dgrad, wgrad = draws_of(ctx.slot, *dy.shape) if rules.stochastic else (None, None)
         dx = dw = None

@@ -40,13 +40,15 @@ class Product(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, slot: Slot, rules: Rules) -> Tensor:
         values, decode = slot.weight(weight)
         rows = quantised(x, four_over_six=rules.four_over_six, kernels=rules.kernels)
-        ctx.save_for_backward(rows.values.to(torch.bfloat16), rows.decode, values, decode, bias)
+        ctx.weight = weight if isinstance(weight, nn.Parameter) else None  # as in the other recipe
+        ctx.save_for_backward(rows.values.to(torch.bfloat16), rows.decode, *((values, decode) if ctx.weight is None else ()), bias)
         ctx.slot, ctx.rules, ctx.dtypes, ctx.width = slot, rules, (x.dtype, weight.dtype), x.shape[1]
         return add_bias(multiply(rows.values, values, rows.decode * decode), bias, x.dtype)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        rows, rows_decode, values, decode, bias = ctx.saved_tensors
+        rows, rows_decode, *made, bias = ctx.saved_tensors
+        values, decode = made or ctx.slot.weight(ctx.weight)
         (m, n), k = dy.shape, values.shape[1]
         dgrad, wgrad = drawn(ctx.slot, (m, k, n), (n, k, m))
         dx = dw = None

@@ -5,15 +5,15 @@ from __future__ import annotations
 import itertools
 import zlib
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from surogate_native_nvfp4 import BLOCK, Blocks
 from surogate_native_nvfp4.draws import Draw
 from surogate_native_nvfp4.formats import E2M1_MAX
+from surogate_offload import Kept
 from torch import Tensor, nn
 
-from surogate_core.contracts import Site
+from surogate_core.contracts import Copies, Site
 
 WORD = 0xFFFFFFFF
 Quantised = tuple[Tensor, Tensor]
@@ -35,7 +35,7 @@ class Slot(nn.Module):
         self.register_buffer("draws", torch.zeros((), dtype=torch.int64))
         self.key = (seed & WORD, zlib.crc32(site.name.encode()))
         self.product, self.weights = product, weights
-        self.kept: tuple[Any, Quantised] | None = None
+        self.copies: Copies = Kept()
         self.trained = True
 
     @torch.compiler.disable
@@ -45,14 +45,11 @@ class Slot(nn.Module):
 
     def weight(self, weight: Tensor) -> Quantised:
         """The quantised weight, kept until it is written to, replaced or moved: a frozen one is quantised once, a trained one
-        once in an optimizer step (:func:`forget`). One that is unpacked for each use is never kept."""
-        if not isinstance(weight, nn.Parameter):  # unpacked from a storage for this call
-            return self.weights(weight)
+        once in an optimizer step (:func:`forget`). One that is unpacked for each use is not kept, unless ``copies`` says so."""
         state = (weight.data_ptr(), weight._version, weight.dtype, weight.device)
         self.trained = weight.requires_grad
-        if self.kept is None or self.kept[0] != state:
-            self.kept = (state, self.weights(weight))
-        return self.kept[1]
+        values, decode = self.copies.get(weight, state, lambda: self.weights(weight))
+        return values, decode
 
     def draw(self, *counts: int) -> tuple[Draw, ...]:
         """Random words of this backward pass, as many for each part as asked for, each part from a counter of its own on."""
@@ -76,7 +73,7 @@ def forget(computes: Mapping[str, nn.Module]) -> None:
     quantised again."""
     for module in computes.values():
         if isinstance(module, Slot) and module.trained:
-            module.kept = None
+            module.copies.forget()
 
 
 def add_bias(y: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:

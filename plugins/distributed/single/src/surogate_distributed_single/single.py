@@ -1,28 +1,28 @@
-"""The parallelism of one process on one device: it changes nothing."""
+"""The parallelism of one process on one device: a shard is the whole tensor, and nothing is sent."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from surogate_core.contracts import Context
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor, nn
+from surogate_distributed_single.plugin import Sharding
 
 
 class Single:
+    """See :class:`surogate_core.contracts.Parallelism`."""
+
     rank = 0
     world_size = 1
 
     def __init__(self, device: str):
-        self._device = device
+        self._device = torch.device(device)
 
     def device(self) -> torch.device:
-        import torch
-
-        return torch.device(self._device)
+        return self._device
 
     def wrap(self, model: nn.Module) -> nn.Module:
         return model
@@ -34,5 +34,5 @@ class Single:
         return iter(rows)
 
 
-def build(options: None, context: Context) -> Single:
+def build(options: Sharding, context: Context) -> Single:
     return Single(context.device)
