@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-TREES = ("tests", "libraries", "plugins")
+TREES = ("tests", "libraries", "native", "plugins")
 FILES = [ROOT / "conftest.py", *(path for tree in TREES for path in sorted((ROOT / tree).rglob("*.py")))]
 
 

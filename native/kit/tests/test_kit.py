@@ -156,7 +156,7 @@ def test_architectures_of_devices() -> None:
 def test_a_launch_reaches_the_driver_and_no_further_without_one(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     """The launcher is not run on a GPU here: all that is shown is that everything before the driver's first call works."""
     if torch.cuda.is_available():
-        pytest.skip("this machine has a GPU")
+        pytest.skip("this machine has a GPU: run on one without, where the body runs on the host")
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     with pytest.raises(Exception, match="NVIDIA driver"):
         Kernels(source).launch("reverse", torch.device("cuda"), (1,), (32,), 0, 0, 0, 0)

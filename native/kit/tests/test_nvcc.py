@@ -146,5 +146,5 @@ def test_everything_is_every_source_for_every_architecture(monkeypatch: pytest.M
 def test_compilations_are_one_group(request: pytest.FixtureRequest) -> None:
     """Several at once would take more memory than a small machine has: they go to one worker, which the name of the group shows."""
     if not getattr(request.config.option, "loadgroup", False):
-        pytest.skip("tests run in one process, or without --dist loadgroup")
+        pytest.skip("tests run in one process, or without groups: pytest -n 2 --dist loadgroup, as make test does")
     assert request.node.nodeid.endswith("@nvcc")

@@ -127,7 +127,7 @@ def test_other_processors_have_the_same_bits(monkeypatch: pytest.MonkeyPatch, le
     x = values((33, 40), torch.bfloat16)
     wanted = operands.quantised(x, four_over_six="mse", draw=DRAW, kernels="native").values
     if level and operands.LEVELS.get(torch.backends.cpu.get_cpu_capability()) is None:
-        pytest.skip("this processor has no AVX2")
+        pytest.skip("this processor has no AVX2: run on one that has it")
     operands._program.cache_clear()
     monkeypatch.setattr(operands, "LEVELS", {torch.backends.cpu.get_cpu_capability(): level[0]} if level else {})
     assert torch.equal(operands.quantised(x, four_over_six="mse", draw=DRAW, kernels="native").values, wanted)
