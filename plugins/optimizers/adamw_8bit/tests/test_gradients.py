@@ -139,8 +139,8 @@ def test_states_that_the_kernel_reads_on_the_host_go_with_it(devices: list[Stand
 
 
 def test_memory_and_copies_are_as_planned(devices: list[StandIn]) -> None:
-    """The device holds what is added to one gradient and to the next, later two stretches of them; each goes out once for each of
-    its micro-batches and comes back for the others and once for the update."""
+    """The device holds the sum that the next gradient is added to, in the update two stretches; each gradient goes out once for
+    each of its micro-batches and comes back for the others and once for the update."""
     trial = Trial((F32, F32), "reference", offload_grads=True)
     (device,) = devices
     padded = [-(-param.numel() // 32) * 32 for param in trial.params]
@@ -156,7 +156,7 @@ def test_memory_and_copies_are_as_planned(devices: list[StandIn]) -> None:
     assert not any(held() is not None for held in grads), "a gradient is still on the device"
     assert all(param.grad is None for param in trial.params)
     assert device.copies == {"in": 2 * 4, "out": MICRO * 5 - 2}
-    assert device.peak == 4 * (96 * 64 + 5000) or device.peak <= 4 * (6000 + 5000), "more than two sums at a time"
+    assert device.peak == 4 * 6000, "the sum that is brought next, and no other"
     device.peak = device.now
     trial.state.step(torch.tensor(1e-2), 5)
     assert device.peak == 2 * 4 * CHUNK
@@ -186,8 +186,8 @@ def test_a_wait_that_is_left_out_is_found(monkeypatch: pytest.MonkeyPatch) -> No
         total = waits
         assert left_out or same(found, wanted)
         left_out += 1
-    # those for copies that others wait for as well: an earlier one in the same stream, or one of both after a stretch
-    assert harmless < total / 2
+    # what was only read need not have gone back, and a copy that is waited for brings those before it in its stream
+    assert harmless < total / 5
 
 
 @pytest.mark.parametrize("changes", [{"lora": False, "master_dtype": "fp32"}, {"lora": True, "lora_dropout": 0.0}], ids=str)
