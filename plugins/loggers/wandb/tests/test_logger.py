@@ -15,7 +15,6 @@ from surogate_logger_wandb.plugin import Options
 
 from surogate_core import testing
 from surogate_core.contracts import LoggerContext
-from surogate_core.testing import check_logger
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 
@@ -69,7 +68,7 @@ def test_only_when_asked_for(tmp_path: Path) -> None:
 
 
 def test_conforms(tmp_path: Path) -> None:
-    check_logger(logger.build(Options(), context(tmp_path)))  # type: ignore[arg-type]
+    testing.check_logger(logger.build(Options(), context(tmp_path)))  # type: ignore[arg-type]
 
 
 def test_a_record_before_the_run_is_kept_and_without_a_run_there_is_none(tmp_path: Path, read: Callable[..., Any]) -> None:

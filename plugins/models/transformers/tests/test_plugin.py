@@ -18,7 +18,7 @@ from surogate_model_transformers.plugin import Options, check_config
     ],
 )
 def test_rope_scaling_that_cannot_be(options: dict[str, Any], what: str, how: str) -> None:
-    config = SimpleNamespace(of=lambda _: Options(**options), origins={"rope_scaling": "c.toml:3"})
+    config = SimpleNamespace(of=lambda kind: kind(**(options if kind is Options else {})), origins={"rope_scaling": "c.toml:3"})
     (problem,) = check_config(config)  # type: ignore[arg-type]
     assert what in problem.what
     assert problem.where == "c.toml:3, key rope_scaling"
@@ -30,5 +30,5 @@ def test_rope_scaling_that_cannot_be(options: dict[str, Any], what: str, how: st
     [{}, {"rope_scaling": "yarn", "max_model_len": 4096}, {"rope_scaling": '{"rope_type": "yarn", "factor": 2.0}'}],
 )
 def test_rope_scaling_that_can(options: dict[str, Any]) -> None:
-    config = SimpleNamespace(of=lambda _: Options(**options), origins={"rope_scaling": "c.toml:3"})
+    config = SimpleNamespace(of=lambda kind: kind(**(options if kind is Options else {})), origins={"rope_scaling": "c.toml:3"})
     assert check_config(config) == []  # type: ignore[arg-type]

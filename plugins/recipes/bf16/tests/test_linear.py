@@ -36,6 +36,7 @@ def plan(recipe: str = "bf16", model_dtype: str = "bf16", recipe_backend: str = 
 
 
 def test_bf16_is_refused_on_a_gpu_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
     (problem,) = check_plan(plan(), "cuda")

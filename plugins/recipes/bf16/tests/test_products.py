@@ -97,6 +97,7 @@ def test_fp8_products_are_refused_where_there_are_none(monkeypatch: pytest.Monke
     assert problem.what == f'{key} = "{value}" needs sm_89+, this machine has no GPU'
     assert 'recipe_backend = "emulated"' in problem.how
     assert check_plan(plan("emulated", **own), "cpu") == []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 6))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA A10")
     (problem,) = check_plan(plan(**own), "cuda")
