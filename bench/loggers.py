@@ -137,6 +137,7 @@ def measure(work: Path, pairs: int, size: int, extra: Logger | None = None, **ch
         "recompute": False,
         "sequence_len": 512,
         "gradient_accumulation_steps": 1,
+        "learning_rate": 1e-9,  # a model that learns the rows by heart has ever smaller gradients, whose steps take other times
         "max_steps": FIRST + 2 * pairs * (size + 1),
         "save_steps": 10**6,
         "dataloader_num_workers": 0,
