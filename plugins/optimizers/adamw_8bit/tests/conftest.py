@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from bitsandbytes.backends.cpu import ops as cpu_kernels
+from surogate_offload import StandIn, opening
 from torch import Tensor
 
 
@@ -27,3 +28,16 @@ def exact_codes(monkeypatch: pytest.MonkeyPatch) -> None:
         absmax.copy_(scales)
 
     monkeypatch.setattr(cpu_kernels, "_quant_blockwise_fp32_direct", quantize)
+
+
+@pytest.fixture(params=["late", "early"])
+def devices(request: pytest.FixtureRequest) -> Iterator[list[StandIn]]:
+    """Those that were opened."""
+    opened: list[StandIn] = []
+
+    def opener(device: torch.device, write_combined: bool) -> StandIn:
+        opened.append(StandIn(request.param))
+        return opened[-1]
+
+    with opening(opener):
+        yield opened

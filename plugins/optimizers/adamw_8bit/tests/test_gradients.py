@@ -6,7 +6,6 @@ from __future__ import annotations
 import gc
 import json
 import weakref
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,19 +33,6 @@ TEXT = [{"text": f"Number {number} is followed by {number + 1}; twice {number} i
 @pytest.fixture(autouse=True)
 def small_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(update.CHUNK, "cpu", CHUNK)
-
-
-@pytest.fixture(params=["late", "early"])
-def devices(request: pytest.FixtureRequest) -> Iterator[list[StandIn]]:
-    """Those that were opened."""
-    opened: list[StandIn] = []
-
-    def opener(device: torch.device, write_combined: bool) -> StandIn:
-        opened.append(StandIn(request.param))
-        return opened[-1]
-
-    with opening(opener):
-        yield opened
 
 
 class Trial:

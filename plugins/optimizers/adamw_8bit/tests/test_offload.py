@@ -34,19 +34,6 @@ def small_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(update.CHUNK, "cpu", CHUNK)
 
 
-@pytest.fixture(params=["late", "early"])
-def devices(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[StandIn]:
-    """Those that were opened."""
-    opened: list[StandIn] = []
-
-    def open_device(device: torch.device, write_combined: bool) -> StandIn:
-        opened.append(StandIn(request.param))
-        return opened[-1]
-
-    monkeypatch.setattr(offload, "open_device", open_device)
-    return opened
-
-
 def trained(steps: int, dtype: torch.dtype, masters: bool, kernels: str, **options: bool) -> tuple[list[nn.Parameter], State]:
     generator = torch.Generator().manual_seed(0)
     params = [nn.Parameter((torch.randn(shape, generator=generator) * 0.02).to(dtype)) for shape in SHAPES]
