@@ -26,9 +26,9 @@ FAMILIES = ("full", "LoRA", "QLoRA")
 """From the most memory to the least."""
 LORA_FROM, FULL_FROM = 24e9, 48e9
 """Bytes of the device from which LoRA, and training all weights, are recommended."""
-OFFLOADS: dict[str, Any] = {"offload_optimizer": True, "offload_grads": True, "offload_residual": True, "zero_level": 2}
-"""Keys that are tried where installed plugins have all of them."""
 Changes = dict[str, Any]
+OFFLOADS: Changes = {"offload_optimizer": True, "offload_grads": True, "offload_residual": True, "zero_level": 2, "recompute": True}
+"""Keys that are tried where installed plugins have all of them."""
 
 
 @frozen
@@ -63,7 +63,7 @@ def methods(host: Host) -> Iterator[Method]:
         yield Method(family, name, {**keys, "recompute": False})
         yield Method(family, f"{name}, recompute", {**keys, "recompute": True})
     if catalogue(host).keys.keys() >= OFFLOADS.keys():
-        yield Method("full", "full, recompute, offload", {"lora": False, **off, "recompute": True, **OFFLOADS})
+        yield Method("full", "full, recompute, offload", {"lora": False, **off, **OFFLOADS})
 
 
 def planned(source: Path | Mapping[str, Any], host: Host, given: list[tuple[str, Any]], device: str) -> Memory:
@@ -108,8 +108,9 @@ def lines_of(changes: Mapping[str, Any]) -> list[str]:
     return [f"{key} = {json.dumps(value)}" for key, value in changes.items()]
 
 
-def steps(config: Config) -> Iterator[Changes]:
-    """Changes that lower the peak, from the cheapest in time and quality to the dearest; those that change nothing are left out."""
+def steps(config: Config, device: str) -> Iterator[Changes]:
+    """Changes that lower the peak, from the cheapest in time and quality to the dearest; those that change nothing are left out.
+    Offloading comes before LoRA: it costs time, and trains the same weights."""
     core = config.core
     rows, micro = core.per_device_train_batch_size, core.gradient_accumulation_steps
     quantised = any(getattr(config.core, key, config.resolved().get(key)) for key in ("qlora_bnb", "qlora_fp8", "qlora_fp4"))
@@ -121,6 +122,8 @@ def steps(config: Config) -> Iterator[Changes]:
     yield {"attn_bwd_chunks": 8}
     if core.optimizer != "adamw_8bit":
         yield {"optimizer": "adamw_8bit"}
+    if device == "cuda" and not core.lora:
+        yield {"optimizer": "adamw_8bit", **OFFLOADS}
     if not core.lora:
         yield {"lora": True, "task": "sft"}
     if not quantised:
@@ -138,7 +141,7 @@ def cheapest(
 
     taken: list[Changes] = []
     known = catalogue(host).keys
-    for step in steps(config):
+    for step in steps(config, device):
         if all(key in known for key in step):
             taken.append(step)
             if peak(_merged(taken)) <= size:
