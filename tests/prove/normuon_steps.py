@@ -13,32 +13,21 @@ Results are kept after each run, and a sweep that is started again goes on where
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import io
 import itertools
 import json
 import statistics
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import surogate_core
-from surogate_core.train import durable
+from training import SEEDS, Kept, Runs, arguments, final_loss, texts
 
-SEEDS = (1, 2, 3)
 STEPS = 600
 FEWER = (450, 330)
 START = {"adamw": 4e-3, "normuon": 8e-3}
 GOAL = 0.85
-
-
-def prepare(data: Path, place: Path) -> None:
-    text = (data / "pretrain" / "tinyshakespeare.txt").read_text(encoding="utf-8")
-    cut = len(text) * 9 // 10
-    (place / "training.txt").write_text(text[:cut], encoding="utf-8")
-    (place / "validation.txt").write_text(text[cut:], encoding="utf-8")
 
 
 def run(data: Path, place: Path, optimizer: str, rate: float, seed: int, steps: int) -> float:
@@ -47,82 +36,67 @@ def run(data: Path, place: Path, optimizer: str, rate: float, seed: int, steps: 
         "model": str(data / "models" / "stories260K"),
         "from_scratch": True,
         "model_dtype": "fp32",
-        "recompute": False,
-        "output_dir": str(place / f"{optimizer}-{rate:g}-{seed}-{steps}"),
         "optimizer": optimizer,
-        "adamw_beta2": 0.95,
         "learning_rate": rate,
-        "lr_scheduler_type": "cosine",
-        "warmup_ratio": 0.05,
         "weight_decay": 0.1,
-        "max_grad_norm": 1.0,
         "train_seed": seed,
-        "sequence_len": 128,
         "per_device_train_batch_size": 8,
-        "gradient_accumulation_steps": 1,
-        "max_steps": steps,
-        "save_steps": steps,
-        "eval_steps": steps,
-        "dataloader_num_workers": 0,
-        "datasets": [{"path": str(place / "training.txt"), "type": "text"}],
-        "validation_datasets": [{"path": str(place / "validation.txt"), "type": "text"}],
     }
-    with contextlib.redirect_stdout(io.StringIO()):
-        summary = surogate_core.run(config)
-    if summary.eval_loss is None or summary.steps < steps:
-        raise SystemExit("stopped; the same command goes on with this run")
-    return summary.eval_loss
+    return final_loss(place, f"{optimizer}-{rate:g}-{seed}-{steps}", steps, **config)
 
 
 class Sweep:
     def __init__(self, data: Path, place: Path, results: Path | None):
-        self.data, self.place, self.results = data, place, results
-        self.runs: list[dict[str, Any]] = json.loads(results.read_text())["runs"] if results and results.exists() else []
-        prepare(data, place)
+        self.data, self.place = data, place
+        self.kept = Kept(results, summary)
+        texts(data, place)
 
     def mean(self, optimizer: str, rate: float, steps: int) -> float:
         """Mean loss over the seeds; runs that are not there yet are made."""
         found = []
         for seed in SEEDS:
             key = {"optimizer": optimizer, "learning_rate": rate, "steps": steps, "seed": seed}
-            known = [entry["loss"] for entry in self.runs if key.items() <= entry.items()]
-            if not known:
-                known = [round(run(self.data, self.place, optimizer, rate, seed, steps), 5)]
-                self.runs.append({**key, "loss": known[0]})
-                print(json.dumps(self.runs[-1]), flush=True)
-                self.keep({})
-            found.append(known[0])
+            found.append(self.kept.loss(key, partial(run, self.data, self.place, optimizer, rate, seed, steps)))
         return statistics.fmean(found)
 
-    def best(self, optimizer: str) -> tuple[float, dict[float, float]]:
-        """The best learning rate between two worse ones, and the mean loss of each that was tried."""
+    def best(self, optimizer: str) -> float:
+        """The best learning rate between two worse ones."""
         start = START[optimizer]
         means = {rate: self.mean(optimizer, rate, STEPS) for rate in (start / 2, start, 2 * start)}
         while (rate := min(means, key=means.__getitem__)) in (min(means), max(means)):
             other = rate / 2 if rate == min(means) else 2 * rate
             means[other] = self.mean(optimizer, other, STEPS)
-        return rate, dict(sorted(means.items()))
+        return rate
 
-    def summary(self) -> dict[str, Any]:
-        adamw, normuon = self.best("adamw"), self.best("normuon")
-        goal = adamw[1][adamw[0]]
-        curve = {STEPS: normuon[1][normuon[0]], **{steps: self.mean("normuon", normuon[0], steps) for steps in FEWER}}
-        needed = crossing(curve, goal)
-        return {
-            "loss of adamw after 600 steps": round(goal, 4),
-            "steps of normuon to that loss": needed,
-            "share": round(needed / STEPS, 3) if needed else None,
-            "adamw, mean loss by learning rate": {f"{rate:g}": round(loss, 4) for rate, loss in adamw[1].items()},
-            "normuon, mean loss by learning rate": {f"{rate:g}": round(loss, 4) for rate, loss in normuon[1].items()},
-            "normuon, mean loss by steps": {str(steps): round(loss, 4) for steps, loss in curve.items()},
-        }
+    def everything(self) -> dict[str, Any]:
+        self.best("adamw")
+        rate = self.best("normuon")
+        for steps in FEWER:
+            self.mean("normuon", rate, steps)
+        found: dict[str, Any] = self.kept.write()
+        return found
 
-    def keep(self, summary: dict[str, Any]) -> None:
-        if self.results:
-            self.results.parent.mkdir(parents=True, exist_ok=True)
-            lines = ",\n  ".join(json.dumps(entry) for entry in self.runs)
-            text = f'{{\n "summary": {json.dumps(summary)},\n "runs": [\n  {lines}\n ]\n}}\n'
-            durable.replace_file(self.results, text.encode())
+
+def summary(runs: Runs) -> dict[str, Any]:
+    """Of the means over all seeds, those that are there; nothing before both rules have one."""
+    found: dict[tuple[str, float, int], list[float]] = {}
+    for entry in runs:
+        found.setdefault((entry["optimizer"], entry["learning_rate"], entry["steps"]), []).append(entry["loss"])
+    means = {key: statistics.fmean(losses) for key, losses in sorted(found.items()) if len(losses) == len(SEEDS)}
+    adamw, normuon = ({rate: means[n, rate, s] for n, rate, s in means if (n, s) == (name, STEPS)} for name in START)
+    if not adamw or not normuon:
+        return {}
+    goal, rate = min(adamw.values()), min(normuon, key=normuon.__getitem__)
+    curve = {steps: means[name, r, steps] for name, r, steps in means if (name, r) == ("normuon", rate)}
+    needed = crossing(curve, goal)
+    return {
+        "loss of adamw after 600 steps": round(goal, 4),
+        "steps of normuon to that loss": needed,
+        "share": round(needed / STEPS, 3) if needed else None,
+        "adamw, mean loss by learning rate": {f"{rate:g}": round(loss, 4) for rate, loss in adamw.items()},
+        "normuon, mean loss by learning rate": {f"{rate:g}": round(loss, 4) for rate, loss in normuon.items()},
+        "normuon, mean loss by steps": {str(steps): round(loss, 4) for steps, loss in curve.items()},
+    }
 
 
 def crossing(curve: dict[int, float], goal: float) -> int | None:
@@ -138,16 +112,11 @@ def crossing(curve: dict[int, float], goal: float) -> int | None:
 
 
 def main() -> int:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--results", type=Path, help="JSON file that is kept and continued")
-    arguments.add_argument("--data", type=Path, required=True, help="directory of texts and models")
-    given = arguments.parse_args()
+    given = arguments(__doc__).parse_args()
     with tempfile.TemporaryDirectory(prefix="surogate-steps-") as place:
-        sweep = Sweep(given.data, Path(place), given.results)
-        summary = sweep.summary()
-        sweep.keep(summary)
-    print(json.dumps(summary, indent=1))
-    return not (summary["share"] and summary["share"] <= GOAL)
+        found = Sweep(given.data, Path(place), given.results).everything()
+    print(json.dumps(found, indent=1))
+    return not (found["share"] and found["share"] <= GOAL)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from surogate_command_matrix.matrix import cells
@@ -38,8 +38,5 @@ def test_the_kept_results() -> None:
 
 
 @pytest.mark.prove("it takes a quarter of an hour")
-def test_every_cell() -> None:
-    command = [sys.executable, str(HERE.with_name("matrix.py")), "--results", str(RESULTS)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-    assert done.returncode == 0, done.stdout
-    check(json.loads(RESULTS.read_text()))
+def test_every_cell(kept_by: Callable[..., Any]) -> None:
+    check(kept_by("matrix.py", RESULTS))

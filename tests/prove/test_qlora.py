@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,11 +35,8 @@ def test_the_kept_results() -> None:
 
 
 @pytest.mark.prove("it takes half an hour")
-def test_every_format(shared_data: Path) -> None:
-    command = [sys.executable, str(HERE.with_name("qlora.py")), "--data", str(shared_data), "--results", str(RESULTS)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-    assert done.returncode == 0, done.stdout
-    kept = json.loads(RESULTS.read_text())
+def test_every_format(kept_by: Callable[..., Any], shared_data: Path) -> None:
+    kept = kept_by("qlora.py", RESULTS, "--data", str(shared_data))
     assert {len(runs) for runs in kept["runs"].values()} == {6}
     for runs in kept["runs"].values():
         check(runs)

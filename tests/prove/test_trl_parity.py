@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,8 +31,5 @@ def test_the_kept_result_covers_every_sample() -> None:
 
 @pytest.mark.prove("it takes two minutes")
 @pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="TRL is not installed: pip install trl")
-def test_every_sample(shared_data: Path) -> None:
-    command = [sys.executable, str(HERE.with_name("trl_parity.py")), "--data", str(shared_data), "--results", str(RESULTS)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-    assert done.returncode == 0, done.stdout
-    check(json.loads(RESULTS.read_text()))
+def test_every_sample(kept_by: Callable[..., Any], shared_data: Path) -> None:
+    check(kept_by("trl_parity.py", RESULTS, "--data", str(shared_data)))

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 from surogate_model_transformers.attention import mask
 from surogate_model_transformers.packed import packed_attention
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 @pytest.mark.parametrize("window", [0, 4])
@@ -88,3 +91,22 @@ def test_bfloat16_operator_is_sound_for_compilers() -> None:
     ids = torch.arange(24).reshape(2, 12) // 5
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")  # values: room that no document needs is not written
     torch.library.opcheck(torch.ops.surogate.packed_attention.default, (q, k, v, ids, 0.3, 3), test_utils=tests)
+
+
+def test_nothing_is_made_for_gradients_of_what_has_none() -> None:
+    """Autograd otherwise fills zeros in the shape of the attention weights, a layer's largest tensor, in each backward pass."""
+
+    class Zeros(TorchDispatchMode):
+        sizes: list[int]
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function.overloadpacket in (torch.ops.aten.zeros, torch.ops.aten.zero_, torch.ops.aten.zeros_like):
+                self.sizes.append(math.prod(args[0].shape if isinstance(args[0], Tensor) else args[0]))
+            return function(*args, **(kwargs or {}))
+
+    q, k, v = (torch.randn(2, heads, 300, 16, dtype=torch.bfloat16, requires_grad=True) for heads in (4, 2, 2))
+    out = packed_attention(q, k, v, torch.zeros(2, 300, dtype=torch.int64), 0.25)
+    with (seen := Zeros()):
+        seen.sizes = []
+        out.backward(torch.ones_like(out))
+    assert max(seen.sizes, default=0) < 2 * 300 * 4 * 300

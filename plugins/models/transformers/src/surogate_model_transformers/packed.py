@@ -186,9 +186,10 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
     ctx.save_for_backward(*inputs[:4], *output)
     ctx.scale, ctx.window = inputs[4:]
     ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)  # else zeros in the shape of all attention weights are made for nothing
 
 
-def _gradients(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+def _gradients(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:
     q, k, v, ids, out, lse, weights = ctx.saved_tensors
     backward = torch.ops.surogate.packed_attention_backward
     return (*backward(grad, q, k, v, ids, out, lse, weights, ctx.scale, ctx.window), None, None, None)
