@@ -121,8 +121,9 @@ class CoreOptions:
     master_dtype: Literal["fp32", "bf16"] | None = field(
         default=None,
         metadata=doc(
-            "`fp32` keeps float32 masters of bfloat16 weights, 2 more bytes a value; without them updates are rounded "
-            "stochastically. An adapter's masters are its own (`lora_dtype`)."
+            "`fp32` keeps float32 masters of bfloat16 weights, 2 more bytes a value, and adds up the gradients of several "
+            "micro-batches in float32, 2 more while it does; without them updates are rounded stochastically. An adapter's masters "
+            "are its own (`lora_dtype`)."
         ),
     )
     weight_decay: float = field(default=0.1, validator=ge(0), metadata=doc("Decoupled weight decay; not on norms and biases."))

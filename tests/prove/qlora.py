@@ -103,6 +103,23 @@ def one(config: dict[str, Any], directory: Path) -> dict[str, Any]:
     return {"loss, last 20 steps": round(last, 5), "held-out loss": round(summary.eval_loss or 0, 5), "first": losses[0], **memory}
 
 
+def table(runs: dict[str, Any]) -> str:
+    """One shape's results as in ``docs/models.md``."""
+    lines = [
+        "| base | bits a weight | loss, last 20 steps | | held-out loss | peak / final | MB held |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    plain = runs["bf16"]["loss, last 20 steps"]
+    for name in FORMATS:
+        one = runs[name]
+        last = one["loss, last 20 steps"]
+        figures = (
+            f"{one.get('bits a weight', 16):.2f} | {last:.3f} | {100 * (last / plain - 1):+.1f} % | {one['held-out loss']:.3f}"
+        )
+        lines.append(f"| {name} | {figures} | {one['peak while loading / final']:.2f} | {one['final bytes'] / 1e6:.1f} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,13 +13,13 @@ import torch
 import torch.nn.functional as F
 import transformers
 from surogate_distributed_single.single import Single
-from surogate_loop_standard.loop import accumulate, clip
+from surogate_loop_standard.loop import accumulate, clip, optimizer_step
 from surogate_model_transformers import testing as models_testing
 from surogate_pipeline_packed.batches import Batches
 from surogate_pipeline_packed.corpus import Corpus
 
 from surogate_core import testing
-from surogate_core.contracts import Context
+from surogate_core.contracts import Context, Step
 
 SEQUENCE, ROWS = 24, 8
 
@@ -91,3 +93,26 @@ def test_norm_is_the_one_before_clipping() -> None:
 
 def test_context_of_a_plugin_has_the_core_options() -> None:
     assert isinstance(testing.context(learning_rate=1.0), Context)
+
+
+@pytest.mark.parametrize(("master_dtype", "sum_of_ones"), [("fp32", 512.0), (None, 256.0)])
+def test_small_terms_of_a_sum_of_gradients_are_not_lost_with_float32_masters(master_dtype: str | None, sum_of_ones: float) -> None:
+    """512 micro-batches whose gradient is 1; a bfloat16 sum of ones ends at 256."""
+    model = torch.nn.Linear(4, 1, bias=False, dtype=torch.bfloat16)
+    seen: list[torch.Tensor] = []
+    job: Any = SimpleNamespace(
+        core=testing.context(master_dtype=master_dtype, model_dtype="bf16", max_grad_norm=0.0).config,
+        model=model,
+        parameters=tuple(model.parameters()),
+        loss=lambda model, batch: model.weight.sum(),
+        optimizer=SimpleNamespace(step=lambda lr, number: seen.append(model.weight.grad.clone())),
+        parallelism=Single("cpu"),
+        stepped=lambda: None,
+        mark=lambda name: None,
+    )
+    batch: Any = SimpleNamespace(to=lambda device: None)
+    step = Step(batches=(batch,) * 512, weight=1.0, tokens=1, trained=1, sources=(), epoch=0.0)
+    optimizer_step(job, step, 0, torch.zeros(()))
+    assert seen[0].dtype == torch.bfloat16
+    assert seen[0].tolist() == [[sum_of_ones] * 4]
+    assert model.weight.grad is None

@@ -3,6 +3,7 @@ without, none of them left on the device, as many copies as micro-batches."""
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import weakref
@@ -42,8 +43,9 @@ class Trial:
         self.generator = torch.Generator().manual_seed(0)
         kinds = (dtypes[0],) * 3 + (dtypes[1],) * 2
         self.params = [nn.Parameter(self.random(shape, 0.02).to(dtype)) for shape, dtype in zip(SHAPES, kinds, strict=True)]
-        masters = options.pop("masters", False)
-        rule = AdamW8bit(beta1=0.9, beta2=0.99, epsilon=1e-8, masters=masters, kernels=kernels, offload=Options(**options))
+        masters, self.wide = options.pop("masters", False), options.pop("wide", False)
+        own = {"masters": masters, "wide_sums": self.wide, "kernels": kernels, "offload": Options(**options)}
+        rule = AdamW8bit(beta1=0.9, beta2=0.99, epsilon=1e-8, **own)
         groups = [
             ParamGroup(names=("d", "a"), params=(self.params[3], self.params[0]), weight_decay=0.1),
             ParamGroup(names=("b", "c", "e"), params=(self.params[1], self.params[2], self.params[4]), weight_decay=0.0),
@@ -62,8 +64,9 @@ class Trial:
         sum((self.params[index].float() * factors[index]).sum() for index in left).backward()  # type: ignore[union-attr]
 
     def step(self, number: int, max_norm: float, bad: bool = False) -> None:
-        for micro in range(MICRO):
-            self.backward(number, micro, bad and micro == 1)
+        with loop.float32_sums(self.params) if self.wide else contextlib.nullcontext():
+            for micro in range(MICRO):
+                self.backward(number, micro, bad and micro == 1)
         clips = self.state.clip if isinstance(self.state, HoldsGradients) else loop.clip
         self.norms.append(clips(self.params, max_norm))
         self.state.step(torch.tensor(1e-2), number)
@@ -95,14 +98,15 @@ F32, BF16 = torch.float32, torch.bfloat16
         ((BF16, BF16), {}),
         ((BF16, F32), {"offload_optimizer": True}),
         ((BF16, BF16), {"masters": True, "offload_optimizer": True, "offload_master": True}),
+        ((BF16, F32), {"masters": True, "wide": True, "offload_master": True}),
     ],
-    ids=["fp32", "bf16", "mixed, moments too", "masters, all"],
+    ids=["fp32", "bf16", "mixed, moments too", "masters, all", "masters, float32 sums"],
 )
 @pytest.mark.parametrize("max_norm", [0.0, 0.05], ids=["unclipped", "clipped"])
 def test_the_numbers_are_those_without(
     devices: list[StandIn], kernels: str, dtypes: Any, options: dict[str, bool], max_norm: float
 ) -> None:
-    plain = run(Trial(dtypes, kernels, masters=options.get("masters", False)), max_norm)
+    plain = run(Trial(dtypes, kernels, masters=options.get("masters", False), wide=options.get("wide", False)), max_norm)
     found = run(Trial(dtypes, kernels, offload_grads=True, **options), max_norm)
     assert len(devices) == 1
     assert devices[0].copies["out"] > 0

@@ -57,6 +57,7 @@ def labelled(tally: Tally, model: nn.Module, blocks: Sequence[nn.Module]) -> Ite
             tally.phase, tally.label = PHASES[1], "scratch"
         elif name == "backward":
             tally.phase, tally.label = PHASES[3], "scratch"
+            tally.hold([p.grad for p in trained if p.grad is not None], "gradients")  # sums may have been rounded to others
         else:
             begin()
 

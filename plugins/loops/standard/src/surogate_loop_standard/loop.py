@@ -7,9 +7,10 @@ Nothing inside a step reads a value back from the device: loss and norm stay the
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -97,6 +98,22 @@ def accumulate(model: nn.Module, step: Step, parallelism: Parallelism, loss_of: 
     return parallelism.sum(total)
 
 
+@contextlib.contextmanager
+def float32_sums(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Within it the gradients of 16-bit parameters are added up in float32 (4 bytes a value instead of 2), and rounded once at its
+    end: in bfloat16 the sum of 256 ones and one more is 256."""
+    narrow = [parameter for parameter in parameters if parameter.dtype in (torch.bfloat16, torch.float16)]
+    for parameter in narrow:
+        parameter.grad_dtype = torch.float32
+    try:
+        yield
+    finally:
+        for parameter in narrow:
+            total, parameter.grad = parameter.grad, None
+            parameter.grad_dtype = parameter.dtype
+            parameter.grad = None if total is None else total.to(parameter.dtype)
+
+
 def clip(parameters: Sequence[Tensor], max_norm: float) -> Tensor:
     """Norm of all gradients before clipping, on the device; clips in place when ``max_norm`` is above 0."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
@@ -107,8 +124,13 @@ def clip(parameters: Sequence[Tensor], max_norm: float) -> Tensor:
 
 
 def optimizer_step(job: Job, step: Step, index: int, lr: Tensor) -> tuple[Tensor, Tensor]:
-    """One whole step. Returns loss and gradient norm, both still on the device."""
-    loss = accumulate(job.model, step, job.parallelism, job.loss, job.mark)
+    """One whole step. Returns loss and gradient norm, both still on the device. With float32 masters the sums of gradients are
+    float32, too."""
+    wide = job.core.master_dtype == "fp32" and len(step.batches) > 1
+    with float32_sums(job.parameters) if wide else contextlib.nullcontext():
+        loss = accumulate(job.model, step, job.parallelism, job.loss, job.mark)
+    if wide:
+        job.mark("backward")
     clips = job.optimizer.clip if isinstance(job.optimizer, HoldsGradients) else clip
     norm = clips(job.parameters, job.core.max_grad_norm)
     job.optimizer.step(lr, index + 1)

@@ -3,7 +3,8 @@
 When a backward pass has completed a parameter's gradient, it goes to pinned memory and is let go of. In the step's further micro-
 batches what is there comes back, one parameter ahead, is added to the new gradient, and the sum goes out again. The norm of each
 parameter is taken while its gradient is on the device, by the functions that torch's clipping uses, so that clipping is the same to
-the bit. The update brings them back stretch by stretch, to be read.
+the bit. The update brings them back stretch by stretch, to be read. Sums of several micro-batches may be float32 (``wide``): then
+they are kept so on the host, and rounded to the parameter's dtype where they are read.
 """
 
 from __future__ import annotations
@@ -41,10 +42,11 @@ class Held:
 
 @define(eq=False)
 class Gradients:
-    """All gradients of an optimizer. ``params`` in the order of the arena."""
+    """All gradients of an optimizer. ``params`` in the order of the arena; ``wide``: they come and are kept in float32."""
 
     device: Device
     params: Sequence[Tensor]
+    wide: bool = False
     _held: dict[int, Held] = field(factory=dict)
     _arenas: dict[torch.dtype, Tensor] = field(factory=dict)
     _last: Held | None = None
@@ -58,7 +60,7 @@ class Gradients:
         for param in self.params:
             starts.append(ends.get(param.dtype, 0))
             ends[param.dtype] = starts[-1] + -(-param.numel() // ALIGNED) * ALIGNED
-        self._arenas.update((dtype, self.device.pinned(end, dtype)) for dtype, end in ends.items())
+        self._arenas.update((dtype, self.device.pinned(end, torch.float32 if self.wide else dtype)) for dtype, end in ends.items())
         for param, start in zip(self.params, starts, strict=True):
             count = param.numel()
             self._held[id(param)] = Held(start, count, self._arenas[param.dtype][start : start + count])
@@ -77,7 +79,7 @@ class Gradients:
             flat.add_(own.buffer)
             own.buffer = None
         own.taken += 1
-        own.norm = _norm(flat.view(grad.shape))
+        own.norm = _norm(flat.view(grad.shape).to(param.dtype))
         own.stored = self.device.store(own.host, flat, self.device.here())
         if self._last is not None and self._last.taken == own.taken:
             self._last.follows = own
@@ -133,9 +135,10 @@ class Gradients:
 
     def arrived(self, stretch: Stretch, parts: Sequence[Tensor]) -> None:
         """Those of a stretch, on the device until the next one: clips them."""
-        found = {part.dtype: part for part in parts}
+        dtypes = dict.fromkeys(param.dtype for param, *_ in stretch.pieces)
+        found = {dtype: part.to(dtype) for dtype, part in zip(dtypes, parts, strict=True)}
         if self._coefficient is not None:
-            for part in parts:
+            for part in found.values():
                 torch._foreach_mul_([part], self._coefficient)
         begin: dict[torch.dtype, int] = {}
         self._here.clear()

@@ -30,11 +30,11 @@ class Store:
         """Whether something comes to the device a stretch at a time."""
         return self._host is not None and (self.gradients is not None or not self._options.use_zero_copy)
 
-    def take_gradients(self, places: Sequence[Place]) -> None:
-        """From now on gradients go to the host, if the options say so."""
+    def take_gradients(self, places: Sequence[Place], wide: bool) -> None:
+        """From now on gradients go to the host, if the options say so; ``wide``: in float32."""
         if self._options.offload_grads:
             assert self._host is not None
-            self.gradients = Gradients(self._host, [one.param for one in places])
+            self.gradients = Gradients(self._host, [one.param for one in places], wide)
 
     def states(self, coded: int, end: int, masters: bool) -> States:
         """Zeros for an arena of ``end`` values, ``coded`` of which have codes."""

@@ -35,6 +35,8 @@ class AdamW8bit:
     beta2: float
     epsilon: float
     masters: bool = False
+    wide_sums: bool = False
+    """Gradients are sums of several micro-batches in float32."""
     kernels: str = "auto"
     offload: Options = field(factory=Options)
 
@@ -61,6 +63,7 @@ def build(options: Options | None, context: Context) -> AdamW8bit:
         beta2=core.adamw_beta2,
         epsilon=core.adamw_epsilon,
         masters=keeps_masters(core),
+        wide_sums=core.master_dtype == "fp32" and core.gradient_accumulation_steps > 1,
         kernels=core.kernels,
         offload=options or Options(),
     )
@@ -99,7 +102,7 @@ class State:
                 device=self._device,
             )
 
-        self._store.take_gradients(self._places)
+        self._store.take_gradients(self._places, rule.wide_sums)
         if self._store.gradients is not None:
             self.clip = self._store.gradients.clip
 
