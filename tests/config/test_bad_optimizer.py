@@ -63,6 +63,10 @@ def test_a_warmup_longer_than_the_run_names_both() -> None:
         ({"offload_quants": True, "zero_level": 3}, "offload_quants", "persistent_quants = true"),
         ({"offload_grads": True, "zero_level": 2, "optimizer": "adamw"}, "offload_grads", 'optimizer = "adamw_8bit"'),
         ({"offload_grads": True, "zero_level": 2, "optimizer": "normuon"}, "offload_grads", 'optimizer = "adamw_8bit"'),
+        ({"offload_optimizer": True, "optimizer": "normuon"}, "offload_optimizer", 'optimizer = "adamw_8bit"'),
+        ({"offload_master": True, "optimizer": "adamw"}, "offload_master", 'optimizer = "adamw_8bit"'),
+        ({"use_zero_copy": True, "optimizer": "adamw"}, "use_zero_copy", 'optimizer = "adamw_8bit"'),
+        ({"use_write_combined": True, "optimizer": "normuon"}, "use_write_combined", 'optimizer = "adamw_8bit"'),
     ],
     ids=str,
 )

@@ -120,6 +120,14 @@ def test_recompute_changes_no_bit_of_the_losses_and_is_really_on(
         assert any(getattr(module, "gradient_checkpointing", False) for module in trainee.model.modules()) is wanted
 
 
+def test_recompute_draws_the_same_dropout_again(go: Run) -> None:
+    """Other masks in the second forward pass would be another gradient."""
+    dropped = {"lora": True, "lora_dropout": 0.3}
+    losses = steps(go(**dropped))
+    assert steps(go(**dropped, recompute=True)) == losses
+    assert losses != steps(go(lora=True, lora_dropout=0.0))
+
+
 def test_names_and_directories(go: Run, tmp_path: Path) -> None:
     summary, records = go(run_name="mine", output_dir=str(tmp_path / "one"), checkpoint_dir=str(tmp_path / "two"))
     assert [record["run_name"] for record in records if record["kind"] == "run"] == ["mine"]

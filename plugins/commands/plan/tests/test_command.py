@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from surogate_command_plan import command
 from surogate_command_plan.fit import OFFLOADS, Method, cheapest, lines_of, methods, planned, ranked, size_of
 from surogate_command_plan.rehearse import rehearse
 from surogate_command_plan.tally import HOST, Memory, Peak
@@ -105,6 +106,20 @@ def test_offloading_is_advised_before_other_weights_are_trained(deep: Path, tmp_
     assert peak == planned(path, host, list(advised.items()), "cuda").total <= size
     advised, _ = cheapest(load(path, host, need_data=False), path, host, [], size, "cpu")
     assert not advised.keys() & OFFLOADS.keys()
+
+
+def test_a_plan_that_the_device_cannot_hold_is_refused(deep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, data = tmp_path / "config.toml", tmp_path / "text.txt"
+    data.write_text("Some text. " * 50)
+    keys = ["lora = false", "sequence_len = 256", "recompute = false", "per_device_train_batch_size = 4"]
+    path.write_text("\n".join([f'model = "{deep}"', *keys, "[[datasets]]", f'path = "{data}"', 'type = "text"']))
+    monkeypatch.setattr(command, "memory_of", lambda device: 1e12)
+    assert surogate("plan", path).exit_code == 0
+    monkeypatch.setattr(command, "memory_of", lambda device: 1e6)
+    refused = surogate("plan", path)
+    assert refused.exit_code == 2
+    assert "the most that a step takes is planned as" in refused.stdout
+    assert re.search(r"error: does not fit: [\d.]+ MB planned, 1.*\n  where: memory of the device \(cpu\)\n  how: ", refused.stderr)
 
 
 def test_a_device_that_is_not_here_is_planned_for(deep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -167,7 +167,7 @@ def test_on_a_cpu_it_is_refused_with_the_reason(config: dict[str, Any], key: str
             {"use_zero_copy": True, "offload_grads": True, "zero_level": 2},
             "use_zero_copy = true says how states are offloaded, and none is",
         ),
-        ({"use_write_combined": True}, "use_write_combined = true says how tensors are offloaded, and none is"),
+        ({"use_write_combined": True}, "use_write_combined = true says how states and gradients are offloaded, and none is"),
         (
             {"offload_optimizer": True, "use_zero_copy": True, "kernels": "reference"},
             'use_zero_copy = true with kernels = "reference"',

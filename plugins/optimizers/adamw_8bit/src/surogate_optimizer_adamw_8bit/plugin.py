@@ -43,7 +43,7 @@ class Options:
         default=False, metadata=doc("Let the kernel read and write offloaded states where they are, without copies to the GPU.")
     )
     use_write_combined: bool = field(
-        default=False, metadata=doc("Keep what is offloaded in memory that the host's caches leave alone.")
+        default=False, metadata=doc("Keep offloaded states and gradients in memory that the host's caches leave alone.")
     )
 
 
@@ -69,12 +69,11 @@ def check_config(config: Config) -> list[Problem]:
         how = "set shard_gradients = true or zero_level = 2, or offload_grads = false"
         problems.append(Problem(what, where=_place(config, "offload_grads"), how=how))
     if normal_name(core.optimizer) != "adamw_8bit":
-        if own.offload_grads:
-            what = (
-                f'offload_grads = true with optimizer = "{core.optimizer}": only adamw_8bit takes gradients from the host\'s memory'
-            )
-            how = 'set optimizer = "adamw_8bit", or offload_grads = false'
-            problems.append(Problem(what, where=_place(config, "offload_grads"), how=how))
+        for key in (*OFFLOADED, *HOW):
+            if getattr(own, key):
+                what = f'{key} = true with optimizer = "{core.optimizer}": only adamw_8bit keeps something in the host\'s memory'
+                how = f'set optimizer = "adamw_8bit", or {key} = false'
+                problems.append(Problem(what, where=_place(config, key), how=how))
         return problems
     if own.offload_master and (core.master_dtype != "fp32" or core.model_dtype != "bf16" or core.lora):
         what = "offload_master = true: this run has no masters; they are float32 ones of bfloat16 weights that are all trained"
@@ -82,7 +81,7 @@ def check_config(config: Config) -> list[Problem]:
         problems.append(Problem(what, where=_place(config, "offload_master"), how=how))
     for key in HOW:
         if getattr(own, key) and not any(getattr(own, name) for name in (STATES if key == "use_zero_copy" else OFFLOADED)):
-            what = f"{key} = true says how {'states' if key == 'use_zero_copy' else 'tensors'} are offloaded, and none is"
+            what = f"{key} = true says how {'states' if key == 'use_zero_copy' else 'states and gradients'} are offloaded, and none is"
             how = f"set offload_optimizer = true, or {key} = false"
             problems.append(Problem(what, where=_place(config, key), how=how))
     if own.use_zero_copy and core.kernels == "reference":
