@@ -13,6 +13,7 @@ step, or row) and one line *how* to mend it. The traceback appears only with ``-
     │   └── ResumeError        a checkpoint does not belong to this run, or the directory is taken
     ├── RunFailed              exit 1: the run had started
     │   ├── NonFiniteLoss      with step, learning rate and the samples of the step
+    │   ├── OutOfMemory        with the part of the step, and what would fit
     │   └── SaveFailed         the last good checkpoint is intact
     └── Interrupted            exit 130: asked to stop; a checkpoint was saved unless it says otherwise
 """
@@ -71,6 +72,10 @@ class RunFailed(SurogateError):
 
 
 class NonFiniteLoss(RunFailed):
+    pass
+
+
+class OutOfMemory(RunFailed):
     pass
 
 

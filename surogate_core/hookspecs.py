@@ -172,6 +172,12 @@ def part_finished(run: RunInfo, name: str) -> None:
 
 
 @hookspec
+def memory_exhausted(run: RunInfo, part: str, step: int) -> Problem | None:
+    """The device had no more memory in a ``part`` of a step ("forward", "backward", "optimizer", "eval"); the run ends with this
+    Problem. The first plugin that returns one is heard: how much was planned for that part, and what would fit."""
+
+
+@hookspec
 def checkpoint_saved(run: RunInfo, path: str, step: int) -> None:
     """A checkpoint is complete and on disk at ``path``."""
 

@@ -16,13 +16,16 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from surogate_command_plan import exhausted
+from surogate_model_transformers.source import Transformers
+from surogate_optimizer_adamw.update import State
 from surogate_pipeline_packed.batches import Batches
 
 import surogate_core
 from surogate_core import testing
 from surogate_core.config import load
 from surogate_core.contracts import Summary
-from surogate_core.errors import NonFiniteLoss, PlanError, ResumeError
+from surogate_core.errors import NonFiniteLoss, OutOfMemory, PlanError, Problem, ResumeError
 from surogate_core.host import load_host
 from surogate_core.train.run import execute
 
@@ -271,6 +274,55 @@ def test_a_non_finite_loss_names_step_rate_and_samples(config: dict[str, Any], t
         surogate_core.run({**config, "model": str(broken), "validation_split_ratio": 0.0})
     assert "text.jsonl:" in caught.value.problems[0].where
     assert not list(Path(config["output_dir"]).glob("checkpoint-*"))
+
+
+PARTS = {"forward": (Transformers, "loss", 4), "backward": (torch.Tensor, "backward", 4), "optimizer": (State, "step", 2)}
+"""What is called in a part, and which call of it is in the second step, in its second micro-batch."""
+
+
+@pytest.mark.parametrize(
+    "said", ["CUDA out of memory. Tried to allocate 2.00 GiB", "DefaultCPUAllocator: can't allocate memory: 9"]
+)
+@pytest.mark.parametrize("part", PARTS)
+def test_out_of_memory_names_step_and_part_and_asks_plugins(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, part: str, said: str
+) -> None:
+    """What a plugin says of it takes the place of the general advice."""
+    owner, name, fatal = PARTS[part]
+    original, calls = getattr(owner, name), 0
+
+    def fails(*arguments: Any, **named: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == fatal:
+            raise (torch.OutOfMemoryError if "CUDA" in said else RuntimeError)(said)
+        return original(*arguments, **named)
+
+    monkeypatch.setattr(owner, name, fails)
+    asked: list[tuple[str, int]] = []
+    monkeypatch.setattr(exhausted, "explain", lambda run, part, step: asked.append((part, step)))
+    given = {**config, "optimizer": "adamw", "save_steps": 1, "max_steps": 3}
+    with pytest.raises(OutOfMemory) as caught:
+        surogate_core.run(given)
+    assert caught.value.exit_code == 1
+    (problem,) = caught.value.problems
+    assert (problem.what, problem.where) == (f"out of memory in step 2, {part}", said)
+    assert "recompute = true" in problem.how
+    assert asked == [(part, 2)]
+    assert (Path(config["output_dir"]) / "checkpoint-00000001").is_dir()
+    calls = 0
+    monkeypatch.setattr(exhausted, "explain", lambda run, part, step: Problem("planned", "here", "so"))
+    with pytest.raises(OutOfMemory, match="planned"):
+        surogate_core.run({**given, "output_dir": config["output_dir"] + "-again"})
+
+
+def test_other_errors_of_torch_are_not_taken_for_it(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(Transformers, "loss", broken)
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        surogate_core.run(config)
 
 
 def test_two_runs_cannot_share_a_directory(config: dict[str, Any]) -> None:

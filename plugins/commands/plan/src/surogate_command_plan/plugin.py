@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from attrs import field, frozen
 
 from surogate_core.hookspecs import hookimpl
 from surogate_core.offers import Offer, doc
+
+if TYPE_CHECKING:
+    from surogate_core.contracts import RunInfo
+    from surogate_core.errors import Problem
 
 
 @frozen(kw_only=True)
@@ -30,3 +36,10 @@ def register_commands() -> list[Offer]:
 def register_observers() -> list[Offer]:
     build = "surogate_command_plan.observer:build"
     return [Offer("memory", Options, build=build, summary="The measured peak of the second step against the planned one.")]
+
+
+@hookimpl
+def memory_exhausted(run: RunInfo, part: str, step: int) -> Problem | None:
+    from surogate_command_plan.exhausted import explain
+
+    return explain(run, part, step)

@@ -11,7 +11,7 @@ from surogate_core.contracts import KeepsState
 from surogate_core.host import Host
 from surogate_core.offers import Offer, Owner
 
-OBSERVERS = ("run_started", "step_finished", "evaluated", "part_finished", "checkpoint_saved", "run_finished")
+OBSERVERS = ("run_started", "step_finished", "evaluated", "part_finished", "memory_exhausted", "checkpoint_saved", "run_finished")
 
 
 class Observers:

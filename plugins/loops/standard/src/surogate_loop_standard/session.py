@@ -20,6 +20,7 @@ from surogate_core.plan import Plan
 from surogate_core.train.run import resume_command
 from surogate_core.train.setup import Trainee, bind_optimizer, build
 from surogate_loop_standard import drift
+from surogate_loop_standard.exhausted import Underway, out_of_memory_is_explained
 from surogate_loop_standard.fanout import Fanout
 from surogate_loop_standard.loop import Job, Progress, train
 from surogate_loop_standard.observers import Observers
@@ -161,6 +162,12 @@ class Session:
                 self.checkpoints.rehearse(write, lambda directory: rehearse(directory, optimizer, trainee))
             return answers
 
+        underway = Underway(self.core.gradient_accumulation_steps)
+
+        def mark(name: str) -> None:
+            underway.mark(name)
+            self.observers.tell("part_finished", run=info, name=name)
+
         recipe = self.plan.recipe
         job = Job(
             core=self.core,
@@ -179,11 +186,12 @@ class Session:
             save_now=self.stop.save_now,
             tell=tell,
             stepped=functools.partial(recipe.stepped, trainee.computes) if isinstance(recipe, FollowsSteps) else lambda: None,
-            mark=lambda name: self.observers.tell("part_finished", run=info, name=name),
+            mark=mark,
         )
         self.observers.tell("run_started", run=info)
         try:
-            reason = train(job, progress)
+            with out_of_memory_is_explained(self.observers, info, underway, progress):
+                reason = train(job, progress)
         except SurogateError as error:
             self.log({"kind": "end", "step": progress.step, "failed": error.problems[0].what})
             raise

@@ -81,7 +81,8 @@ def check_config(config: Config) -> list[Problem]:
         problems.append(Problem(what, where=_place(config, "offload_master"), how=how))
     for key in HOW:
         if getattr(own, key) and not any(getattr(own, name) for name in (STATES if key == "use_zero_copy" else OFFLOADED)):
-            what = f"{key} = true says how {'states' if key == 'use_zero_copy' else 'states and gradients'} are offloaded, and none is"
+            offloaded = "states" if key == "use_zero_copy" else "states and gradients"
+            what = f"{key} = true says how {offloaded} are offloaded, and none is"
             how = f"set offload_optimizer = true, or {key} = false"
             problems.append(Problem(what, where=_place(config, key), how=how))
     if own.use_zero_copy and core.kernels == "reference":
