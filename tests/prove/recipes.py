@@ -135,6 +135,15 @@ def orders(gaps: dict[str, Any]) -> dict[str, bool]:
     }
 
 
+def sentences(found: dict[str, Any]) -> str:
+    """Which of the orders hold, as in ``docs/recipes.md``."""
+    held: dict[str, list[str]] = {}
+    for model, gaps in found.items():
+        for order, holds in orders(gaps).items() if "nvfp4" in gaps else ():
+            held.setdefault(order, []).append(f"{'holds' if holds else 'does not hold'} on {model}")
+    return "\n".join(f"- {order}: {', '.join(said)}." for order, said in held.items())
+
+
 def table(found: dict[str, Any]) -> str:
     """Mean gap and, in brackets, that of each seed, in percent, as in ``docs/recipes.md``."""
     lines = ["| | " + " | ".join(MODELS) + " |", "|---" * (len(MODELS) + 1) + "|"]
@@ -153,8 +162,7 @@ def main() -> int:
     models = (given.only,) if given.only else tuple(MODELS)
     with tempfile.TemporaryDirectory(prefix="surogate-recipes-") as place:
         found = everything(given.data, Path(place), given.results, models)
-    print(table(found))
-    print(json.dumps({model: orders(found[model]) for model in models if "nvfp4" in found[model]}, indent=1))
+    print(table(found), sentences(found), sep="\n\n")
     return bool(beyond(found))
 
 
