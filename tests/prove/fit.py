@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from surogate_command_plan.fit import compare, ranked
+from surogate_command_plan.fit import planned as peak_of
 
 from surogate_core.host import load_host
 
@@ -49,6 +50,14 @@ SHAPES: dict[str, dict[str, Any]] = {
         ),
     )
 }
+DETAILED = "Qwen3-8B"
+"""The shape for which the other adapters are planned too."""
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "DoRA": {"lora_use_dora": True},
+    "bottleneck": {"adapter": "bottleneck"},
+    "prefix": {"adapter": "prefix"},
+    "prompt": {"adapter": "prompt"},
+}
 SIZES = {"24 GB": 24e9, "48 GB": 48e9, "80 GB": 80e9, "141 GB": 141e9}
 
 
@@ -58,7 +67,28 @@ def planned(shape: str, directory: Path) -> dict[str, Any]:
     found = compare({"model": str(directory)}, load_host(), [], 0.0)
     best = {name: next((m.name for m in ranked(found, size)[:1] if m.fits(size)), None) for name, size in SIZES.items()}
     methods = {m.name: {"bytes": m.peak.total, "parts": m.peak.peak.parts} if m.peak else m.why for m in found}
-    return {"methods": methods, "recommended": best}
+    return {"methods": methods | (adapters(directory) if shape == DETAILED else {}), "recommended": best}
+
+
+def adapters(model: Path) -> dict[str, Any]:
+    """Method → bytes and their parts, of each adapter without and with recomputation."""
+    found = {}
+    for name, keys in ADAPTERS.items():
+        for end, recompute in (("", False), (", recompute", True)):
+            given = [*keys.items(), ("lora", True), ("recompute", recompute)]
+            peak = peak_of({"model": str(model)}, load_host(), given, "cuda")
+            found[f"{name}{end}"] = {"bytes": peak.total, "parts": peak.peak.parts}
+    return found
+
+
+def methods_table(kept: dict[str, Any]) -> str:
+    """Markdown: the planned peaks of all methods on one shape."""
+    methods = kept[DETAILED]["methods"]
+    lines = ["| method | planned | with `recompute` |", "|---|---|---|"]
+    for name, plain in methods.items():
+        if recomputed := methods.get(f"{name}, recompute"):
+            lines.append(f"| {name} | {plain['bytes'] / 1e9:.2f} GB | {recomputed['bytes'] / 1e9:.2f} GB |")
+    return "\n".join(lines)
 
 
 def table(kept: dict[str, Any]) -> str:
@@ -77,7 +107,7 @@ def main() -> None:
     options = parser.parse_args()
     kept = json.loads(options.results.read_text()) if options.results.is_file() else {}
     if options.table:
-        print(table(kept))
+        print(methods_table(kept), table(kept), sep="\n\n")
         return
     for shape in SHAPES:
         if shape not in kept:

@@ -30,6 +30,7 @@ def peak(shape: str, method: str) -> int:
 def test_the_documentation_has_the_answers_that_are_kept() -> None:
     assert KEPT.keys() == fit.SHAPES.keys()
     assert fit.table(KEPT) in DOCS.read_text()
+    assert fit.methods_table(KEPT) in DOCS.read_text()
 
 
 @pytest.mark.parametrize("shape", KEPT)
@@ -39,6 +40,24 @@ def test_what_takes_less_is_planned_with_less(shape: str) -> None:
     assert peak(shape, "LoRA, recompute") < peak(shape, "full, recompute")
     for format in ("qlora_bnb", "qlora_fp8", "qlora_fp4"):
         assert peak(shape, f"QLoRA, {format}, recompute") < peak(shape, "LoRA, recompute")
+
+
+def test_the_other_adapters_hold_what_their_papers_say() -> None:
+    """In float32, beside a base that is the same: DoRA a magnitude for each output of a linear layer, prefix tuning keys and values
+    in each layer, prompt tuning embeddings; of 20 virtual tokens. Bottlenecks of 64: two matrices with biases after two linears."""
+    own = fit.SHAPES[fit.DETAILED]
+    hidden, layers, keys = own["hidden_size"], own["num_hidden_layers"], own["num_key_value_heads"] * own["head_dim"]
+    outputs = own["num_attention_heads"] * own["head_dim"] + 2 * keys + 2 * hidden + 2 * own["intermediate_size"]
+    methods = KEPT[fit.DETAILED]["methods"]
+    for end in ("", ", recompute"):
+        assert {f"{name}{end}" for name in fit.ADAPTERS} <= methods.keys()
+        held = {name: methods[f"{name}{end}"]["parts"]["adapter"] // 4 for name in ("LoRA", *fit.ADAPTERS)}
+        assert held["DoRA"] - held["LoRA"] == layers * outputs
+        assert held["prefix"] == 20 * layers * 2 * keys
+        assert held["prompt"] == 20 * hidden
+        assert held["bottleneck"] == layers * 2 * (2 * 64 * hidden + 64 + hidden)
+    for name in fit.ADAPTERS:
+        assert peak(fit.DETAILED, f"{name}, recompute") < peak(fit.DETAILED, name)
 
 
 @pytest.mark.parametrize("shape", KEPT)
@@ -65,3 +84,4 @@ def test_every_shape(kept_by: Callable[..., Any], tmp_path: Path) -> None:
     assert found.keys() == fit.SHAPES.keys()
     for shape, kept in KEPT.items():
         assert found[shape]["recommended"] == kept["recommended"]
+        assert found[shape]["methods"].keys() == kept["methods"].keys()

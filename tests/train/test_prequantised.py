@@ -121,6 +121,8 @@ FP8 = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "we
 FP8["modules_to_not_convert"] = ["lm_head", PLAIN]
 NVFP4 = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "NVFP4", "group_size": 16}}
 NVFP4["quantization"]["exclude_modules"] = ["lm_head", "*layers.0.self_attn.v_proj"]
+LISTED = {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": NVFP4["quantization"]["exclude_modules"]}
+LISTED["config_groups"] = {"group_0": {"weights": {"num_bits": 4, "type": "float", "group_size": 16}, "targets": ["Linear"]}}
 MXFP4 = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", "model.layers.*.mlp.router", "lm_head"]}
 
 
@@ -170,6 +172,7 @@ GPT_OSS = {"num_local_experts": 4, "num_experts_per_tok": 2, "hidden_size": 64, 
 FORMS = {
     "fp8": Form(functools.partial(rewritten, change=fp8, settings=FP8), read_fp8, "Tiles", 13, SHAPE),
     "modelopt": Form(make_modelopt, read_nvfp4, "Nvfp4", 13, SHAPE),
+    "modelopt-listed": Form(functools.partial(rewritten, change=nvfp4, settings=LISTED), read_nvfp4, "Nvfp4", 13, SHAPE),
     "bnb": Form(functools.partial(bitsandbytes, kind="nf4", double=True), read_bitsandbytes, "Nf4", 13, SHAPE),
     "bnb-single": Form(functools.partial(bitsandbytes, kind="nf4", double=False), read_bitsandbytes, "Nf4", 13, SHAPE),
     "bnb-fp4": Form(functools.partial(bitsandbytes, kind="fp4", double=True), read_bitsandbytes, None, 0, SHAPE),

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from surogate_adapter_lora.commands import export_command, generate_command, merge_command
 from surogate_adapter_lora.merge import merge
 from surogate_adapter_lora.serve import open_model
+from surogate_model_transformers.testing import held_bytes
 from transformers import AutoModelForCausalLM
 
 from surogate_core.errors import ModelError, Refused
@@ -95,6 +96,20 @@ def test_dora_is_merged_as_peft_does(qwen: Path, adapters: dict[str, Path], tmp_
     assert (logits(AutoModelForCausalLM.from_pretrained(tmp_path / "model")) - wanted).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("name", ["a", "b", "dora"])
+def test_merged_equals_unmerged_in_float32(name: str, qwen: Path, adapters: dict[str, Path], tmp_path: Path) -> None:
+    merge(None, adapters[name], tmp_path / "model")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    with torch.no_grad():
+        one, two, base = (
+            model.eval()(input_ids=IDS).logits
+            for model in (merged, open_model(str(qwen), [adapters[name]], "fp32").model, open_model(str(qwen), (), "fp32").model)
+        )
+    assert one.dtype == two.dtype == torch.float32
+    assert (one - two).abs().max() < 1e-5
+    assert (one - base).abs().max() > 1e-2
+
+
 def test_what_cannot_be_merged_is_named_and_nothing_is_written(
     qwen: Path, stories: Path, adapters: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -128,7 +143,9 @@ def test_switching_gives_each_alone_without_loading_again(
     opened.model.double()
     weights = {name: (p.data_ptr(), p.sum().item()) for name, p in opened.model.named_parameters()}
     for number in (0, 1, 2, 3, 1, 0):
-        opened.use(number)
+        with held_bytes() as made:
+            opened.use(number)
+        assert made.peak == 0, "a switch makes no tensor"
         name = list(adapters)[number]
         alone = by_peft(qwen, {name[0]: adapters[name]}, name[0])
         assert (logits(opened.model) - logits(alone)).abs().max() < 1e-5, name

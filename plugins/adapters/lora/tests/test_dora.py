@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,19 @@ def test_values_and_gradients_are_pefts(bias: bool, dropout: float) -> None:
     assert ours.weight.grad is None
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_neither_the_update_nor_a_gradient_of_the_weight_is_formed(dropout: float, allocated: Callable[..., set[Any]]) -> None:
+    """No tensor of the weight's shape is made in either pass; PEFT's layer makes some, for the norm."""
+    ours, wrapped, module = pair(bias=True, dropout=dropout)
+    x, weights = torch.randn(2, 5, 16, dtype=torch.float64, requires_grad=True), {(24, 16), (16, 24)}
+    found = allocated(lambda: ours(x))
+    assert module.lora_magnitude is not None
+    assert module.lora_magnitude.grad is not None
+    assert {(2, 5, 24), (4, 16), (24, 4)} <= found
+    assert not weights & found
+    assert weights & allocated(lambda: wrapped(x))
+
+
 def test_what_merging_adds_is_pefts() -> None:
     _, wrapped, module = pair(bias=True)
     before = wrapped.base_layer.weight.clone()
@@ -99,6 +113,12 @@ def test_the_norm_is_that_of_the_updated_weight() -> None:
     torch.testing.assert_close(module.norm(), direct.detach())
     bind(nn.Sequential(ours), {"0": module})
     torch.testing.assert_close(module.norm(), direct.detach())
+
+
+def test_what_it_keeps_of_the_weight_is_part_of_the_model_and_of_no_file() -> None:
+    ours, _, module = pair(bias=False)
+    assert [buffer.shape for buffer in ours.buffers()] == [(24,)]
+    assert set(module.state_dict()) == {"lora_A", "lora_B", "lora_magnitude"}
 
 
 def test_the_conformance_kit_accepts_rslora(tmp_path: Path) -> None:

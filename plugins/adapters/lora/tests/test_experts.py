@@ -185,6 +185,11 @@ def test_it_starts_as_the_base_model_and_drops_inputs_only_in_training(config: d
     [
         ({"lora_use_dora": True}, r"'all' names stacked expert layers \(down_proj, gate_up_proj\): .* no DoRA"),
         ({"lora_target_modules": ["experts"]}, "'experts' matches no layer of this model"),
+        ({"train_modules": ["layers.1.mlp.experts"]}, "model.layers.1.mlp.experts would be both trained whole and adapted"),
+        (
+            {"train_modules": ["layers.1.mlp.experts"], "lora_target_modules": ["q_proj"], "qlora_fp8": True},
+            "model.layers.1.mlp.experts held quantised, cannot be trained whole",
+        ),
     ],
 )
 def test_what_cannot_be(changes: dict[str, Any], said: str, config: dict[str, Any]) -> None:
@@ -197,6 +202,20 @@ def test_routers_where_there_are_none(config: dict[str, Any], tmp_path: Path) ->
     host = load_host()
     with pytest.raises(PlanError, match="train_router = true, and this model has no routers"):
         make_plan(load({**config, "model": str(tiny_model(tmp_path / "dense"))}, host), host)
+
+
+def test_routers_that_are_linear_layers_are_trained_whole_alone(config: dict[str, Any], tmp_path: Path) -> None:
+    """Not those that are adapted with all the others, nor those that are held quantised."""
+    host, router = load_host(), "model.layers.0.mlp.router, model.layers.1.mlp.router"
+    phi = {**config, "model": str(tiny_model(tmp_path / "phi", "phimoe", num_local_experts=4, num_experts_per_tok=2))}
+    for changes, said in (
+        ({}, f"{router} would be both trained whole and adapted"),
+        ({"lora_target_modules": ["q_proj"], "qlora_bnb": True}, f"{router} held quantised, cannot be trained whole"),
+    ):
+        with pytest.raises(PlanError) as caught:
+            make_plan(load({**phi, **changes}, host), host)
+        (problem,) = caught.value.problems
+        assert (problem.what, problem.where) == (said, "train_router")
 
 
 def test_files_that_do_not_belong_together(config: dict[str, Any], source: Path, tmp_path: Path) -> None:

@@ -176,14 +176,17 @@ def test_the_first_stays_as_it_is_and_beside_the_weights_they_too(config: dict[s
         assert sum(p.numel() for p in trainee.parameters) == sum(p.numel() for p in own)
 
 
-@pytest.mark.parametrize("dora", [False, True])
-def test_it_resumes_bit_for_bit_and_notices_another_first(dora: bool, config: dict[str, Any], qwen: Path, tmp_path: Path) -> None:
-    config |= {"lora_use_dora": dora, "lora_target_modules": ["q_proj", "up_proj"]}
+@pytest.mark.parametrize(("dora", "dtype"), [(False, "fp32"), (True, "bf16")])
+def test_it_resumes_bit_for_bit_and_notices_another_first(
+    dora: bool, dtype: str, config: dict[str, Any], qwen: Path, tmp_path: Path
+) -> None:
+    config |= {"lora_use_dora": dora, "lora_dtype": dtype, "lora_target_modules": ["q_proj", "up_proj"]}
     whole = trained({**config, "output_dir": str(tmp_path / "whole")})
     trained({**config, "max_steps": 2})
     parts = trained(config)
     one, two = (load_file(place / "last" / "adapter_model.safetensors") for place in (whole, parts))
     assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+    assert {tensor.dtype for tensor in one.values()} == {torch.bfloat16 if dtype == "bf16" else torch.float32}
     assert on_base(qwen, parts / "last").isfinite().all()
     other = made(qwen, tmp_path / "other", seed=2)
     Path(config["adapter_path"]).rename(tmp_path / "away")

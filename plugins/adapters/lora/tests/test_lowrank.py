@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import peft
@@ -9,6 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from surogate_adapter_lora import lowrank
+from surogate_adapter_lora.layer import LoraLinear
+from surogate_model_transformers import fill_slots
 from torch import Tensor, nn
 
 
@@ -53,6 +56,29 @@ def test_dropout_gradients_are_pefts() -> None:
     wrapped(twin).square().sum().backward()
     for one, other in ((x, twin), (a, wrapped.lora_A["default"].weight), (b, wrapped.lora_B["default"].weight)):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+def test_neither_the_update_nor_a_gradient_of_the_weight_is_formed(
+    rate: float, dtype: torch.dtype, allocated: Callable[..., set[Any]]
+) -> None:
+    """No tensor of the weight's shape is made in either pass of an adapted layer. Of a weight that is trained its gradient is seen,
+    and so is a product of the factors."""
+    x, _, a, b = tensors(dtype)
+    model, adapter = nn.Sequential(nn.Linear(16, 24, dtype=dtype)), LoraLinear(16, 24, 4, 3.0, rate, torch.float32)
+    adapter.lora_A.data.copy_(a.detach())
+    adapter.lora_B.data.copy_(b.detach())
+    fill_slots(model.requires_grad_(False), {}, {"0": adapter})
+    weights = {(24, 16), (16, 24)}
+    found = allocated(lambda: model(x))
+    assert x.grad is not None
+    assert adapter.lora_A.grad is not None
+    assert {(10, 24), (4, 16), (24, 4)} <= found
+    assert not weights & found
+    assert weights & allocated(lambda: F.linear(x, b @ a))
+    model[0].weight.requires_grad_(True)
+    assert weights & allocated(lambda: model(x))
 
 
 def held(function: Any, rate: float) -> int:

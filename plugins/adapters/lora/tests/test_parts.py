@@ -10,6 +10,7 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file
+from surogate_adapter_lora.export import export
 from surogate_adapter_lora.merge import merge
 from surogate_adapter_lora.parts import chosen, matches
 from surogate_adapter_lora.serve import open_model
@@ -55,16 +56,23 @@ def on_base(source: Path, adapter: Path) -> Any:
     return peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32), adapter)
 
 
-def test_chosen_parts_train_and_nothing_else_and_peft_loads_them(config: dict[str, Any], source: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("quantised", [False, True])
+def test_chosen_parts_train_and_nothing_else_and_peft_loads_them(
+    quantised: bool, config: dict[str, Any], source: Path, tmp_path: Path
+) -> None:
+    """Those that the plan counts, beside a quantised base too: of that base, what no quantizer holds."""
+    if quantised:
+        config |= {"qlora_bnb": True, "train_modules": ["lm_head", "*norm"]}
     host = load_host()
     plan = make_plan(load(config, host), host)
     trainee = build(plan)
     base = dict(AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).named_parameters())
     tied = "lm_head.weight" not in base
-    wanted = {name for name in base if "norm" in name or "layers.1.mlp.up_proj" in name}
+    wanted = {name for name in base if "norm" in name or ("layers.1.mlp.up_proj" in name and not quantised)}
     wanted |= {"model.embed_tokens.weight"} if tied else {"lm_head.weight"}
     assert {name for name in trainee.names if ".adapter." not in name} == wanted
     assert plan.figures.trainable == sum(parameter.numel() for parameter in trainee.parameters)
+    assert bool(plan.stored()) is quantised
     adapters = sum(
         parameter.numel() for name, parameter in zip(trainee.names, trainee.parameters, strict=True) if "adapter" in name
     )
@@ -145,6 +153,21 @@ def test_what_names_nothing_or_too_much_is_refused(config: dict[str, Any], sourc
         open_model(str(source), [last, last], "fp32")
     with pytest.raises(PlanError, match="trained whole"):
         surogate_core.run({**config, "adapter_path": str(last), "output_dir": str(tmp_path / "second"), "train_modules": []})
+
+
+@pytest.mark.parametrize("source", [False], indirect=True, ids=["untied"])
+def test_what_is_held_quantised_is_refused_by_name(config: dict[str, Any], source: Path, tmp_path: Path) -> None:
+    """Packed here or in the checkpoint: there is no weight that could be trained."""
+    export(str(source), tmp_path / "nf4", "bitsandbytes")
+    host, name = load_host(), "model.layers.1.mlp.up_proj"
+    for changes in ({"qlora_bnb": True}, {"qlora_fp8": True}, {"model": str(tmp_path / "nf4")}):
+        with pytest.raises(PlanError) as caught:
+            make_plan(load({**config, **changes}, host), host)
+        (problem,) = caught.value.problems
+        assert (problem.what, problem.where) == (f"{name} held quantised, cannot be trained whole", "train_modules")
+        assert "lora_target_modules" in problem.how
+    with pytest.raises(PlanError, match=r"gate_proj, model\.layers\.0\.mlp\.up_proj and 5 more held quantised"):
+        make_plan(load({**config, "qlora_fp4": True, "train_modules": ["mlp", "o_proj"]}, host), host)
 
 
 def test_patterns_name_whole_parts_ends_and_wildcards(source: Path) -> None:

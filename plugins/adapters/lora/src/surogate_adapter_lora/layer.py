@@ -22,6 +22,7 @@ class LoraLinear(nn.Module):
     parameters. DoRA needs to know its layer: :meth:`bind`."""
 
     lora_magnitude: nn.Parameter | None
+    _squares: Tensor
 
     def __init__(self, inputs: int, outputs: int, rank: int, scale: float, dropout: float, dtype: torch.dtype, dora: bool = False):
         super().__init__()
@@ -30,7 +31,7 @@ class LoraLinear(nn.Module):
         self.lora_B = nn.Parameter(torch.empty(outputs, rank, dtype=dtype))
         self.lora_magnitude = nn.Parameter(torch.empty(outputs, dtype=dtype)) if dora else None
         self._layer: tuple[Any, ...] = ()  # in a tuple: the layer is no part of its adapter
-        self._squares = torch.empty(0)
+        self.register_buffer("_squares", None, persistent=False)  # by bind
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """x (..., K), y (..., N), the layer's own output → (..., N)."""

@@ -137,7 +137,10 @@ class Lora:
             layers={name: dict(module.named_parameters()) for name, module in modules.items() if isinstance(module, KINDS)},
             parts={name: weights_of(module) for name, module in modules.items() if not isinstance(module, KINDS)},
         )
-        return own if self.first is None else concatenate([(own, 1.0), (self.first, 1.0)])
+        if self.first is None:
+            return own
+        both, dtype = concatenate([(own, 1.0), (self.first, 1.0)]), DTYPES[options.lora_dtype]
+        return evolve(both, layers={name: {key: one.to(dtype) for key, one in some.items()} for name, some in both.layers.items()})
 
     def save(self, modules: Mapping[str, nn.Module], directory: Path, base_model: str) -> None:
         """With ``adapter_path`` the files hold both adapters as one, the whole difference to the base model that they name; the

@@ -57,9 +57,11 @@ def once(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
     return kept
 
 
-def check_parts(patterns: Sequence[str], model: nn.Module, adapted: Sequence[Site]) -> list[Problem]:
-    """Patterns that name nothing, and layers that would be both adapted and trained whole."""
-    where = "train_modules"
+def check_parts(
+    where: str, patterns: Sequence[str], model: nn.Module, adapted: Sequence[Site], stored: Sequence[Site]
+) -> list[Problem]:
+    """Patterns that name nothing, and layers that would be trained whole and are adapted too, or have no weight that can be trained
+    because a quantizer holds it. ``where``: the key that named them."""
     problems = []
     for pattern in patterns:
         if not chosen(model, [pattern]):
@@ -69,18 +71,26 @@ def check_parts(patterns: Sequence[str], model: nn.Module, adapted: Sequence[Sit
                     f"{pattern!r} matches no part of this model that has weights", where=where, how=f"there are {', '.join(roles)}"
                 )
             )
-    both = sorted(set(chosen(model, patterns)) & {site.name for site in adapted})
-    if both:
-        more = f" and {len(both) - 3} more" if len(both) > 3 else ""
-        what = f"{', '.join(both[:3])}{more} would be both trained whole and adapted"
-        problems.append(Problem(what, where=where, how="name them in train_modules or in lora_target_modules, not in both"))
+    whole = set(chosen(model, patterns))
+    for taken, what, how in (
+        (adapted, "would be both trained whole and adapted", f"choose {where} or lora_target_modules for them, not both"),
+        (stored, "held quantised, cannot be trained whole", "adapt them instead (lora_target_modules), or hold the base plain"),
+    ):
+        if names := sorted(whole & {_holder(site) for site in taken}):
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            problems.append(Problem(f"{', '.join(names[:3])}{more} {what}", where=where, how=how))
     return problems
 
 
-def check_router(model: nn.Module) -> list[Problem]:
-    """``train_router`` for a model that has none."""
-    if models.routers(model):
-        return []
+def _holder(site: Site) -> str:
+    """The module that has the weight: of stacked experts the one around it."""
+    return site.name.rpartition(".")[0] if site.kind == "stacked_linear" else site.name
+
+
+def check_router(model: nn.Module, adapted: Sequence[Site], stored: Sequence[Site]) -> list[Problem]:
+    """``train_router`` for a model that has none, or whose routers cannot be trained whole."""
+    if routers := list(models.routers(model)):
+        return check_parts("train_router", routers, model, adapted, stored)
     what = "train_router = true, and this model has no routers: it is no mixture of experts"
     return [Problem(what, where="train_router", how="set train_router = false")]
 
