@@ -28,6 +28,23 @@ def test_the_kept_results() -> None:
     check(results)
 
 
+PAIRS = {
+    "lora": "lora, recompute",
+    **{f"qlora {name}": f"qlora {name}, recompute" for name in memory.FORMATS},
+    "full, 6 rows": "full, 6 rows, recompute",
+    "words, lora": "words, lora, lmhead_chunks 8",
+    "long rows, lora, bf16": "long rows, lora, bf16, attn_bwd_chunks 4",
+}
+
+
+@pytest.mark.parametrize("more", PAIRS)
+def test_what_is_there_to_save_memory_saves_what_the_plan_says(more: str) -> None:
+    kept = json.loads(RESULTS.read_text())
+    saved, planned = (kept[more][name] - kept[PAIRS[more]][name] for name in ("measured", "planned"))
+    assert saved > 0.04 * kept[more]["measured"]
+    assert planned == pytest.approx(saved, rel=0.1)
+
+
 def test_a_sample_is_as_planned(tmp_path: Path) -> None:
     cases = {name: memory.CASES[name] for name in memory.SAMPLE}
     models = memory.make_models(tmp_path, {case.get("shape", "deep") for case in cases.values()})
