@@ -13,8 +13,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from bitsandbytes import functional
 from safetensors.torch import load_file, save_file
-from surogate_model_transformers import slot_layers
+from surogate_model_transformers import held, slot_layers
 from surogate_model_transformers.testing import tiny_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, FineGrainedFP8Config, Mxfp4Config
 
@@ -219,6 +220,19 @@ def logits(model: Any) -> torch.Tensor:
     model.set_attn_implementation("eager")
     with torch.no_grad():
         return model(input_ids=IDS).logits.float()
+
+
+def test_the_codes_of_bitsandbytes_fp4_are_read_in_its_order() -> None:
+    """Not in the order of size; twelfths of the absmax. The library's own table says the same."""
+    twelfths = [0, 0.0625, 8, 12, 4, 6, 2, 3]
+    values = torch.tensor([*twelfths, *(-value for value in twelfths)]) / 12
+    torch.testing.assert_close(functional.get_4bit_type("fp4", device="cpu"), values, rtol=1e-6, atol=0)
+    _, state = functional.quantize_4bit(torch.full((4, 16), 3.0), blocksize=64, quant_type="fp4")
+    codes = torch.arange(16, dtype=torch.uint8).repeat(4)
+    tensors = {"weight": (codes[0::2] << 4 | codes[1::2])[:, None]}
+    tensors |= {f"weight.{name}": tensor for name, tensor in state.as_dict(packed=True).items()}
+    found = held.numbers({"quant_method": "bitsandbytes"}, tensors, torch.float32)
+    torch.testing.assert_close(found, (3 * values).repeat(4, 1), rtol=1e-6, atol=0)
 
 
 @every_form

@@ -112,6 +112,18 @@ def test_a_value_that_is_not_finite_is_seen_in_the_maximum(program: HostProgram,
         assert q[69, 3].isnan() if bad != bad else q[69, 3].float() == -448
 
 
+@pytest.mark.parametrize("dtype", [E4M3, E5M2])
+@pytest.mark.parametrize("bad", [float("inf"), -float("inf"), float("nan"), 0.0])
+def test_a_tensor_without_a_usable_maximum_has_the_scale_one(dtype: torch.dtype, bad: float) -> None:
+    x = torch.full((3, 5), bad)
+    assert reference.current_scale(x, dtype).tolist() == [1]
+    x[1, 2] = 8
+    wanted = 1 if bad else reference.LARGEST[dtype] / 8
+    assert reference.current_scale(x.bfloat16(), dtype).tolist() == [wanted]
+    assert reference.current_scale(x[:0], dtype).tolist() == [1]
+    assert reference.current_scale(torch.tensor([1e-40]), dtype).tolist() == [torch.finfo(torch.float32).max]
+
+
 def state(tensors: int, length: int) -> list[Tensor]:
     return [torch.zeros(tensors, length), torch.ones(tensors), torch.ones(tensors, 4), torch.full((tensors,), 448.0)]
 

@@ -66,8 +66,8 @@ def test_the_host_finds_barriers_that_do_not_meet(source: Source, kernel: str, s
 
 
 def test_too_many_arguments_and_a_block_too_large_are_refused(source: Source) -> None:
-    with pytest.raises(TypeError, match="13 arguments, at most 12"):
-        HostProgram(source).run("reverse", (1, 1), 32, *range(13))
+    with pytest.raises(TypeError, match="14 arguments, at most 13"):
+        HostProgram(source).run("reverse", (1, 1), 32, *range(14))
     with pytest.raises(RuntimeError, match="a block too large"):
         HostProgram(source).run("reverse", (1, 1), 2048, *range(4))
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from surogate_native_kit import ARCHITECTURES, Source, cubin
+from surogate_native_kit.checks import poisoned
 from surogate_native_kit.compiler import disassemble
 from surogate_native_norm_act import (
     head_rotary,
@@ -83,7 +84,12 @@ def test_swiglu_and_its_gradient_are_torchs(side: Any) -> None:
     near(h, wanted)
     assert amax.item() == h.abs().max().item()
     assert torch.equal(copy.float(), (h * 10).clamp(-448, 448).to(torch.float8_e4m3fn).float())
-    near(side.swiglu_backward(both, slope), gradient)
+    scale, amax = torch.tensor([6000.0]), torch.zeros(1)
+    found, copy = side.swiglu_backward(both, slope, scale, amax)
+    near(found, gradient)
+    assert amax.item() == found.abs().max().item() > 57344 / 6000, "some saturate"
+    assert copy.dtype == torch.float8_e5m2
+    assert torch.equal(copy.float(), (found * 6000).clamp(-57344, 57344).to(torch.float8_e5m2).float())
 
 
 @pytest.mark.parametrize("side", SIDES)
@@ -100,8 +106,11 @@ def test_head_norm_and_rotary_are_transformers(side: Any, size: int) -> None:
         return turned[0].transpose(0, 1)
 
     wanted, slope, (dx, dw) = gradients(theirs, x, weight)
-    y, rstd = side.head_rotary(x, weight, cosine, sine, EPSILON)
+    scale, amax = torch.tensor([100.0]), torch.tensor([0.25])
+    y, rstd, copy = side.head_rotary(x, weight, cosine, sine, EPSILON, scale, amax)
     near(y, wanted)
+    assert amax.item() == y.abs().max().item()
+    assert torch.equal(copy.float(), (y * 100).clamp(-448, 448).to(torch.float8_e4m3fn).float())
     found = side.head_rotary_backward(x, weight, cosine, sine, rstd, slope)
     near(found[0], dx)
     near(found[1], dw)
@@ -109,7 +118,28 @@ def test_head_norm_and_rotary_are_transformers(side: Any, size: int) -> None:
 
 def test_the_kernel_says_which_heads_it_takes() -> None:
     with pytest.raises(ValueError, match="heads of 96 values: the kernel takes 64, 128, 256"):
-        kernel.head_rotary(drawn(1, 1, 96), drawn(96), drawn(1, 96), drawn(1, 96), EPSILON)
+        kernel.head_rotary(drawn(1, 1, 96), drawn(96), drawn(1, 96), drawn(1, 96), EPSILON, None, None)
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("columns", [16, 13])
+def test_what_is_emitted_in_bf16_is_of_what_is_written(side: Any, columns: int) -> None:
+    """Of several blocks of threads, the last of which is not full; nothing is emitted that was not asked for."""
+    both, dh = drawn(300, 2 * columns).bfloat16(), drawn(300, columns, seed=2).bfloat16()
+    x, weight, angles = drawn(70, 3, 64).bfloat16(), drawn(64).bfloat16(), drawn(70, 64)
+    for op, given, dtype in (
+        (side.swiglu_backward, (both, dh), torch.float8_e5m2),
+        (side.head_rotary, (x, weight, angles.cos(), angles.sin(), EPSILON), torch.float8_e4m3fn),
+    ):
+        amax = torch.zeros(1)
+        with poisoned():
+            found, *_, copy = op(*given, torch.tensor([30.0]), amax)
+        assert amax.item() == found.float().abs().max().item()
+        assert torch.equal(copy.float(), (found.float() * 30).to(dtype).float())
+        with poisoned():
+            plain, *_, copy = op(*given, None, None)
+        assert torch.equal(plain, found)
+        assert (copy.numel(), copy.dtype) == (0, dtype)
 
 
 def test_ops_are_their_definitions_on_the_cpu_and_shapes_on_meta() -> None:
@@ -119,15 +149,15 @@ def test_ops_are_their_definitions_on_the_cpu_and_shapes_on_meta() -> None:
         "rms_norm": (flat, flat, weight, EPSILON, one, None),
         "rms_norm_backward": (flat, weight, torch.ones(12), flat, None),
         "swiglu": (flat, one, None),
-        "swiglu_backward": (flat, flat[:, :32].contiguous()),
-        "head_rotary": (x, weight, angles, angles, EPSILON),
+        "swiglu_backward": (flat, flat[:, :32].contiguous(), one, None),
+        "head_rotary": (x, weight, angles, angles, EPSILON, one, None),
         "head_rotary_backward": (x, weight, angles, angles, torch.ones(4, 3), x),
     }
     assert set(calls) == set(ops._META)
     for name, given in calls.items():
         op = getattr(torch.ops.surogate_norm_act, name)
         found, wanted = op(*given), getattr(reference, name)(*given)
-        for mine, theirs in zip(*(side if isinstance(side, tuple) else (side,) for side in (found, wanted)), strict=True):
+        for mine, theirs in zip(found, wanted, strict=True):
             assert torch.equal(mine.float(), theirs.float())
         torch.library.opcheck(op.default, given, test_utils=("test_schema", "test_faketensor"))
     amax = torch.zeros(1)
@@ -135,7 +165,7 @@ def test_ops_are_their_definitions_on_the_cpu_and_shapes_on_meta() -> None:
     swiglu(flat, amax=amax)
     assert amax.item() > 1
     assert rms_norm_backward(flat, weight, torch.ones(12), flat)[0].shape == flat.shape
-    assert swiglu_backward(flat, flat[:, :32]).shape == flat.shape
+    assert swiglu_backward(flat, flat[:, :32])[0].shape == flat.shape
     assert head_rotary_backward(x, weight, angles, angles, head_rotary(x, weight, angles, angles, EPSILON)[1], x)[1].shape == (64,)
 
 

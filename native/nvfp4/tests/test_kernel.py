@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -196,13 +197,17 @@ def test_what_the_kernels_do_not_combine() -> None:
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("source", [kernel.QUANTISE, kernel.ROTATE, kernel.EDEN], ids=lambda source: source.path.stem)
 def test_it_compiles(source: Source, arch: str) -> None:
-    """With 16-byte loads and without spills; Blackwell's conversion where there is one."""
-    code = disassemble(cubin(source, arch))
-    assert "LDG.E.128" in code
-    assert "STG.E.128" in code
-    assert "STL" not in code
-    assert "LDL" not in code
-    assert ("E2M1" in code) is (arch in ("sm_100a", "sm_120a") and source != kernel.ROTATE)
+    """Each kernel loads its values and stores what is 16 bytes a thread (q * s, what is rotated; codes are 8, a scale one) 16 bytes
+    at a time, without spills; Blackwell's conversion where there is one."""
+    text = disassemble(cubin(source, arch))
+    kernels = {part.split(",")[0]: part for part in re.split(r"\.section\s+\.text\.", text)[1:]}
+    assert len(kernels) == {"quantise": 16, "rotate": 8, "eden": 4}[source.path.stem]
+    for name, body in kernels.items():
+        loads = len(re.findall(r"\bLDG\.E\.128", body)) - 4  # less the signs of the rotation
+        assert loads >= 1 if "turned" in name else loads == (2 if "bf16" in name else 4), name
+        assert len(re.findall(r"\bSTG\.E\.128", body)) == (4 if source == kernel.ROTATE else 2), name
+        assert not re.findall(r"\b(?:STL|LDL)\b", body), name
+        assert ("E2M1" in body) is (arch in ("sm_100a", "sm_120a") and source != kernel.ROTATE), name
 
 
 def test_names_and_grids() -> None:

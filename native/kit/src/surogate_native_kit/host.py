@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FLAGS = ("-std=c++17", "-O2", "-shared", "-fPIC", "-ffp-contract=off", "-Wall", "-Wno-unknown-pragmas", "-Werror")
-MOST_ARGUMENTS = 12
+MOST_ARGUMENTS = 13
 ERRORS = {1: "a barrier that some threads of the block do not reach", 2: "threads that wait for each other", 3: "a block too large"}
 
 

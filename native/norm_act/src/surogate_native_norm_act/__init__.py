@@ -1,5 +1,6 @@
 """What lies between the matrix products of a decoder layer: residual and root mean square norm, per-head norm and rotary positions,
-gated activations; forward and backward, each forward able to write the largest magnitude and an E4M3 copy of its result.
+gated activations; forward and backward. Each forward and the backward of activations can write the largest magnitude and an FP8
+copy of their result.
 
 Each op has a definition in plain torch (``reference``) and a CUDA kernel (``cuda/``). The kernels are compiled for every
 architecture and run on the host in the tests; they have not been run on a GPU, and no model calls them yet.

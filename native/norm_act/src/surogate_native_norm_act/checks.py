@@ -1,5 +1,5 @@
 """Norms, activations and rotary positions, for ``make gpu-check``. Sums and exponentials may differ in their last bits: results are
-close, not equal. The E4M3 copies are compared as what they stand for."""
+close, not equal. The FP8 copies are compared as what they stand for."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from surogate_native_norm_act import kernel, reference
 EPSILON = 1e-6
 CLOSE = {torch.bfloat16: 2e-3, torch.float32: 2e-6}
 EMITTED = 5e-3
-"""Of E4M3 copies, where a value near a tie may fall to the other side."""
-COPIES = {"rms_norm": (3, 5), "swiglu": (1, 3)}
+"""Of FP8 copies, where a value near a tie may fall to the other side."""
+COPIES = {"rms_norm": (3, 5), "swiglu": (1, 3), "swiglu_backward": (1, 3), "head_rotary": (2, 4)}
 """Which result is one, of how many."""
 
 
@@ -99,15 +99,20 @@ def _both(
 
 
 def _swiglu_back_inputs(dtype: torch.dtype, shape: Shape, draw: Callable[..., Tensor]) -> Sequence[Tensor]:
-    return (draw(shape[0], 2 * shape[1]) * 2).to(dtype), draw(*shape).to(dtype)
+    return (draw(shape[0], 2 * shape[1]) * 2).to(dtype), draw(*shape).to(dtype), torch.tensor([4000.0]), torch.tensor([0.5])
 
 
-def _swiglu_back(side: ModuleType, both: Tensor, dh: Tensor) -> Sequence[Tensor]:
-    return (side.swiglu_backward(both, dh),)
+def _swiglu_back(side: ModuleType, both: Tensor, dh: Tensor, scale: Tensor, amax: Tensor) -> Sequence[Tensor]:
+    return _numbers((*side.swiglu_backward(both, dh, scale, amax), amax))
+
+
+def _head_forward_inputs(dtype: torch.dtype, shape: Shape, draw: Callable[..., Tensor]) -> Sequence[Tensor]:
+    return *_head_inputs(dtype, shape, draw), torch.tensor([40.0]), torch.tensor([0.5])
 
 
 def _head(side: ModuleType, *given: Tensor) -> Sequence[Tensor]:
-    return side.head_rotary(*given, EPSILON)
+    *values, scale, amax = given
+    return _numbers((*side.head_rotary(*values, EPSILON, scale, amax), amax))
 
 
 TALL, WIDE, MANY = (16384, 4096), (8192, 12288), (16384, 32, 128)
@@ -115,7 +120,7 @@ CHECKS = (
     *_both("rms_norm", _norm_inputs, lambda side: functools.partial(_norm, side), ROWS, TALL, _matrices(4, 1)),
     *_both("rms_norm_backward", _back_inputs, lambda side: side.rms_norm_backward, ROWS, TALL, _matrices(6)),
     *_both("swiglu", _swiglu_inputs, lambda side: functools.partial(_swiglu, side), ROWS, WIDE, _matrices(3, 1)),
-    *_both("swiglu_backward", _swiglu_back_inputs, lambda side: functools.partial(_swiglu_back, side), ROWS, WIDE, _matrices(5)),
-    *_both("head_rotary", _head_inputs, lambda side: functools.partial(_head, side), HEADS, MANY, _matrices(2)),
+    *_both("swiglu_backward", _swiglu_back_inputs, lambda side: functools.partial(_swiglu_back, side), ROWS, WIDE, _matrices(5, 2)),
+    *_both("head_rotary", _head_forward_inputs, lambda side: functools.partial(_head, side), HEADS, MANY, _matrices(2, 1)),
     *_both("head_rotary_backward", _head_back_inputs, lambda side: side.head_rotary_backward, HEADS, MANY, _matrices(6)),
 )

@@ -37,10 +37,18 @@ def _touched(amax: Tensor | None) -> None:
         torch.autograd.graph.increment_version(amax)
 
 
+def copy_of(result: Tensor, scale: Tensor | None, dtype: torch.dtype = torch.float8_e4m3fn) -> Tensor:
+    """What the copy of a result is written to."""
+    return result.new_empty(0 if scale is None else result.shape, dtype=dtype)
+
+
+def _emit(copy: Tensor, scale: Tensor | None, amax: Tensor | None) -> list[int]:
+    return [0 if scale is None else copy.data_ptr(), _address(scale), _address(amax)]
+
+
 def norm_outputs(x: Tensor, residual: Tensor | None, scale: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    copy = x.new_empty(0 if scale is None else x.shape, dtype=torch.float8_e4m3fn)
     rstd = x.new_empty(x.shape[0], dtype=torch.float32)
-    return x.new_empty(0 if residual is None else x.shape), x.new_empty(x.shape), rstd, copy
+    return x.new_empty(0 if residual is None else x.shape), x.new_empty(x.shape), rstd, copy_of(x, scale)
 
 
 def rms_norm(
@@ -48,9 +56,8 @@ def rms_norm(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     found = r, y, rstd, copy = norm_outputs(x, residual, scale)
     held = _aligned(x, residual, weight)
-    emit = [0 if scale is None else copy.data_ptr(), _address(scale), _address(amax)]
     if x.numel():
-        addresses = [*map(_address, held), r.data_ptr(), y.data_ptr(), rstd.data_ptr(), *emit]
+        addresses = [*map(_address, held), r.data_ptr(), y.data_ptr(), rstd.data_ptr(), *_emit(copy, scale, amax)]
         _norm.launch(f"rms_norm_{NAMES[x.dtype]}", x.device, (x.shape[0],), (THREADS,), *addresses, x.shape[1], _bits(epsilon))
     _touched(amax)
     return found
@@ -83,9 +90,9 @@ def weight_gradient(r: Tensor, dy: Tensor, rstd: Tensor) -> Tensor:
 def swiglu(both: Tensor, scale: Tensor | None, amax: Tensor | None) -> tuple[Tensor, Tensor]:
     rows, columns = both.shape[0], both.shape[1] // 2
     h = both.new_empty(rows, columns)
-    copy = both.new_empty(0 if scale is None else h.shape, dtype=torch.float8_e4m3fn)
+    copy = copy_of(h, scale)
     (held,) = _aligned(both)
-    addresses = [_address(held), h.data_ptr(), 0 if scale is None else copy.data_ptr(), _address(scale), _address(amax)]
+    addresses = [_address(held), h.data_ptr(), *_emit(copy, scale, amax)]
     if h.numel():
         _swiglu.launch(
             f"swiglu_{NAMES[both.dtype]}", both.device, _grid(both, rows, columns), (THREADS,), *addresses, rows, columns
@@ -94,14 +101,17 @@ def swiglu(both: Tensor, scale: Tensor | None, amax: Tensor | None) -> tuple[Ten
     return h, copy
 
 
-def swiglu_backward(both: Tensor, dh: Tensor) -> Tensor:
+def swiglu_backward(both: Tensor, dh: Tensor, scale: Tensor | None, amax: Tensor | None) -> tuple[Tensor, Tensor]:
     rows, columns = both.shape[0], both.shape[1] // 2
     found = torch.empty_like(both, memory_format=torch.contiguous_format)
+    copy = copy_of(both, scale, torch.float8_e5m2)
     held = _aligned(both, dh)
+    addresses = [*map(_address, held), found.data_ptr(), *_emit(copy, scale, amax)]
     if found.numel():
         name, grid = f"swiglu_backward_{NAMES[both.dtype]}", _grid(both, rows, columns)
-        _swiglu.launch(name, both.device, grid, (THREADS,), *map(_address, held), found.data_ptr(), rows, columns)
-    return found
+        _swiglu.launch(name, both.device, grid, (THREADS,), *addresses, rows, columns)
+    _touched(amax)
+    return found, copy
 
 
 def _grid(both: Tensor, rows: int, columns: int) -> tuple[int]:
@@ -117,15 +127,18 @@ def _heads(x: Tensor) -> tuple[int, int, int, tuple[int]]:
     return rows, heads, size, (-(-rows * (size // 8) // THREADS),)
 
 
-def head_rotary(x: Tensor, weight: Tensor, cosine: Tensor, sine: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+def head_rotary(
+    x: Tensor, weight: Tensor, cosine: Tensor, sine: Tensor, epsilon: float, scale: Tensor | None, amax: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
     rows, heads, size, grid = _heads(x)
-    y, rstd = x.new_empty(x.shape), x.new_empty(x.shape[:2], dtype=torch.float32)
+    y, rstd, copy = x.new_empty(x.shape), x.new_empty(x.shape[:2], dtype=torch.float32), copy_of(x, scale)
     held = _aligned(x, weight, cosine, sine)
-    addresses = [*map(_address, held), y.data_ptr(), rstd.data_ptr()]
+    addresses = [*map(_address, held), y.data_ptr(), rstd.data_ptr(), *_emit(copy, scale, amax)]
     if x.numel():
         name = f"head_rotary_{NAMES[x.dtype]}"
         _rotary.launch(name, x.device, grid, (THREADS,), *addresses, rows, heads, size, _bits(epsilon))
-    return y, rstd
+    _touched(amax)
+    return y, rstd, copy
 
 
 def head_rotary_backward(

@@ -1,23 +1,23 @@
 """What the kernels compute, in plain torch on any device. Sums may be taken in another order by a kernel.
 
 Inputs are bfloat16 or float32, arithmetic is float32. Where an op may emit: ``scale`` (1,) float32 asks for a copy of the
-result in E4M3, cast(result · scale), ``amax`` (1,) float32 becomes the larger of itself and the largest magnitude of the result;
-either may be None, and without ``scale`` the copy is empty.
+result in E4M3, of gradients in E5M2, cast(result · scale), ``amax`` (1,) float32 becomes the larger of itself and the largest
+magnitude of the result; either may be None, and without ``scale`` the copy is empty.
 """
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from surogate_native_fp8.reference import E4M3, cast
+from surogate_native_fp8.reference import E4M3, E5M2, cast
 from torch import Tensor
 
 
-def emitted(result: Tensor, scale: Tensor | None, amax: Tensor | None) -> Tensor:
-    """The E4M3 copy; ``amax`` is updated in place."""
+def emitted(result: Tensor, scale: Tensor | None, amax: Tensor | None, dtype: torch.dtype = E4M3) -> Tensor:
+    """The copy in ``dtype``; ``amax`` is updated in place."""
     if amax is not None and result.numel():
         torch.maximum(amax, result.abs().amax().float(), out=amax)
-    return result.new_empty(0, dtype=E4M3) if scale is None else cast(result.float() * scale, E4M3)
+    return result.new_empty(0, dtype=dtype) if scale is None else cast(result.float() * scale, dtype)
 
 
 def rms_norm(
@@ -47,19 +47,24 @@ def swiglu(both: Tensor, scale: Tensor | None, amax: Tensor | None) -> tuple[Ten
     return h, emitted(h, scale, amax)
 
 
-def swiglu_backward(both: Tensor, dh: Tensor) -> Tensor:
-    """The gradient of ``both`` (M, 2 F)."""
+def swiglu_backward(both: Tensor, dh: Tensor, scale: Tensor | None, amax: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The gradient of ``both`` (M, 2 F), and it in E5M2."""
     gate, up = (half.float() for half in both.chunk(2, -1))
     share, slope = gate.sigmoid(), dh.float()
-    return torch.cat((slope * up * share * (1 + gate * (1 - share)), slope * gate * share), -1).to(both.dtype)
+    found = torch.cat((slope * up * share * (1 + gate * (1 - share)), slope * gate * share), -1).to(both.dtype)
+    return found, emitted(found, scale, amax, E5M2)
 
 
-def head_rotary(x: Tensor, weight: Tensor, cosine: Tensor, sine: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-    """x (T, heads, D), weight (D,), cosine and sine (T, D) float32 → each head normed and turned to its place; rstd (T, heads)."""
+def head_rotary(
+    x: Tensor, weight: Tensor, cosine: Tensor, sine: Tensor, epsilon: float, scale: Tensor | None, amax: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x (T, heads, D), weight (D,), cosine and sine (T, D) float32 → y, each head normed and turned to its place; rstd (T, heads);
+    y in E4M3."""
     wide = x.float()
     rstd = (wide.square().mean(-1) + epsilon).rsqrt()
     z = ((wide * rstd[..., None]).to(x.dtype) * weight).float()
-    return (z * cosine[:, None] + _turned(z) * sine[:, None]).to(x.dtype), rstd
+    y = (z * cosine[:, None] + _turned(z) * sine[:, None]).to(x.dtype)
+    return y, rstd, emitted(y, scale, amax)
 
 
 def head_rotary_backward(

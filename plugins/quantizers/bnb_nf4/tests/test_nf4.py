@@ -72,6 +72,20 @@ def test_published_bytes() -> None:
     assert storage.weight.flatten().tolist() == [int(byte) for byte in known.split()]
 
 
+def test_a_value_goes_to_the_nearest_level() -> None:
+    """Decision bounds are the middles between levels; the float32 neighbours of each bound are on its two sides."""
+    bounds = [(low + high) / 2 for low, high in itertools.pairwise(LEVELS)]
+    assert [bounds[0], bounds[7], bounds[14]] == pytest.approx([-0.8480963707, 0.0397901498, 0.8614784479], abs=4e-8)
+    middle = np.array(bounds, dtype=np.float32)
+    block = np.ones((1, 64), dtype=np.float32)
+    block[0, :30] = np.stack([np.nextafter(middle, np.float32(-2)), np.nextafter(middle, np.float32(2))], 1).ravel()
+    storage = Nf4((1, 64), 64, double=False)
+    storage.pack(torch.from_numpy(block))
+    codes = storage.weight.flatten()
+    found = torch.stack([codes >> 4, codes & 15], 1).flatten()[:30]
+    assert found.view(15, 2).tolist() == [[code, code + 1] for code in range(15)]
+
+
 @pytest.mark.parametrize(
     ("options", "bits"),
     [

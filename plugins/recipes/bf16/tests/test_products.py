@@ -79,6 +79,30 @@ def test_products_of_operands_in_their_dtypes(model: str, matmul: Any, gradient:
     assert torch.equal(db, dy.sum((0, 1)))
 
 
+@pytest.mark.parametrize(("matmul", "backward"), [("bf16", "bf16"), ("e4m3", "e5m2")])
+def test_gradients_are_finite_differences_of_the_rounded_operands(matmul: str, backward: str) -> None:
+    """The straight-through definition: L = sum(dy' · (x' w'^T)) of rounded operands is linear in each, so that central differences
+    of it in float64, for every element, are its gradients up to rounding."""
+    recipe = build(Options(matmul_dtype=matmul), testing.context(model_dtype="fp32", recipe_backend="emulated"))
+    generator = torch.Generator().manual_seed(5)
+    x, w, dy = (torch.randn(shape, generator=generator) for shape in ((7, 24), (40, 24), (7, 40)))
+    xs, ws = x.clone().requires_grad_(), w.clone().requires_grad_()
+    y = recipe.linear(testing.site(40, 24))(xs, ws, None)
+    found = torch.autograd.grad(y, (xs, ws), dy)
+    seen_x, seen_w, seen_dy = seen(x, matmul), seen(w, matmul), seen(dy, backward)
+    np.testing.assert_allclose(y.detach().numpy(), seen_x @ seen_w.T, rtol=0, atol=1e-5 * float(y.detach().abs().max()))
+    for operand, gradient in zip((seen_x, seen_w), found, strict=True):
+        differences = np.zeros_like(operand)
+        for place in np.ndindex(*operand.shape):
+            sides = []
+            for sign in (1, -1):
+                operand[place] += sign
+                sides.append((seen_dy * (seen_x @ seen_w.T)).sum())
+                operand[place] -= sign
+            differences[place] = (sides[0] - sides[1]) / 2
+        np.testing.assert_allclose(gradient.numpy(), differences, rtol=0, atol=1e-5 * np.abs(differences).max())
+
+
 def test_what_is_not_set_is_torchs_linear() -> None:
     for options, model in (({}, "fp32"), ({"matmul_dtype": "bf16"}, "bf16"), ({"gradient_dtype": "fp32"}, "fp32")):
         recipe = build(Options(**options), testing.context(model_dtype=model))

@@ -317,6 +317,23 @@ def test_values_that_are_not_finite_keep_the_scale(bad: float) -> None:
     )
 
 
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+def test_values_that_are_not_finite_in_the_first_step_have_the_scale_one(bad: float) -> None:
+    """And leave no scale behind: the next step takes its own again."""
+    made = recipe(fp8_amax_history=1)
+    module, w, x = layer(made), normal(N, K), normal(4, K)
+    spoilt = x.clone()
+    spoilt[0, 0] = bad
+    y = module(spoilt, w, None)
+    assert y[0].isnan().all() == math.isnan(bad), "infinity saturates, what is not a number stays so"
+    assert near(y[1:], rounded(x[1:], False, 448) @ rounded(w, False).T)
+    step(made, module)
+    assert module.scale.tolist() == pytest.approx([0, 448 / w.abs().max().item(), 0])
+    assert near(module(x, w, None), rounded(x, False) @ rounded(w, False).T)
+    step(made, module)
+    assert module.scale[X].item() == pytest.approx(448 / x.abs().max().item())
+
+
 def test_zeros_and_no_rows() -> None:
     made = recipe()
     module, w = layer(made), normal(N, K)

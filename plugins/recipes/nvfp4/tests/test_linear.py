@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import functools
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from surogate_native_nvfp4 import quantise, rotate
@@ -98,6 +100,41 @@ def test_gradients_are_finite_differences_where_nothing_is_rounded(options: dict
             assert float(found[at]) == pytest.approx(up - down, rel=1e-5, abs=1e-4)
             compared += 1
     assert compared > 80
+
+
+def on_the_grid_rotated(rows: int, columns: int, seed: int) -> Tensor:
+    """Exact values whose columns, rotated along rows in sixteens, are exact too: 12, 6 and 6 at three places, with signs, come from
+    values of 0, 3 and 6."""
+    generator = torch.Generator().manual_seed(seed)
+    turned = torch.zeros(columns, rows // 16, 16)
+    for block in turned.flatten(0, 1):
+        block[torch.randperm(16, generator=generator)[:3]] = torch.tensor([12.0, 6.0, 6.0])
+        block *= torch.randint(0, 2, (16,), generator=generator) * 2 - 1
+    hadamard = functools.reduce(torch.kron, [torch.tensor([[1.0, 1.0], [1.0, -1.0]])] * 4) / 4
+    return (turned @ hadamard * signs_of(turned.device)).flatten(1).t().contiguous()
+
+
+@pytest.mark.parametrize("options", [{}, {"fp4_four_over_six": False}, {"no_fp4_stochastic_rounding": True}], ids=str)
+def test_the_rotated_gradient_of_the_weight_is_finite_differences_where_nothing_is_rounded(options: dict[str, Any]) -> None:
+    """As above, with operands that are exact before they are rotated and after."""
+    x, dy = on_the_grid_rotated(32, 16, 1), on_the_grid_rotated(32, 32, 2)
+    w = on_the_grid(32, 16, (16, 16))
+    slot = make(32, 16, **options)
+    y, _, dw = gradients(slot, x.clone().requires_grad_(), w.clone().requires_grad_(), dy)
+    torch.testing.assert_close(y, x @ w.t(), rtol=1e-6, atol=1e-6)
+    compared = 0
+    for row, column in np.ndindex(*w.shape):
+        here = float(w[row, column])
+        if here == 6.0:
+            continue
+        sides = []
+        for moved in (here + 0.5, here - 0.5):
+            w[row, column] = moved
+            sides.append(float((slot(x, w, None).double() * dy.double()).sum()))
+        w[row, column] = here
+        assert float(dw[row, column]) == pytest.approx(sides[0] - sides[1], rel=1e-5, abs=1e-4)
+        compared += 1
+    assert compared > 400
 
 
 def test_gradients_are_unbiased_in_what_is_drawn() -> None:

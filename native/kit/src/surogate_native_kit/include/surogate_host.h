@@ -48,9 +48,10 @@ static const int64_t* arguments;
 
 static void body() {
     const int64_t* a = arguments;
-    typedef void (*Kernel)(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t);
-    // Kernels take 64-bit integers and addresses only, at most twelve; the caller's surplus ones are ignored.
-    reinterpret_cast<Kernel>(entry)(a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11]);
+    typedef int64_t I;
+    typedef void (*Kernel)(I, I, I, I, I, I, I, I, I, I, I, I, I);
+    // Kernels take 64-bit integers and addresses only, at most thirteen; the caller's surplus ones are ignored.
+    reinterpret_cast<Kernel>(entry)(a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11], a[12]);
     fibers[current].state = DONE;
 }
 

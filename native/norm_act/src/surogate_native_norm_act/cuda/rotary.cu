@@ -17,7 +17,7 @@ SUROGATE_INLINE float head_sum(float value, int lanes) {
 template <class T, bool BACK>
 SUROGATE_INLINE void rotary(
     const void* x_, const void* weight_, const float* cosine, const float* sine, void* y_, float* rstd, const void* dy_, void* dz_,
-    int64_t rows, int64_t heads, int64_t size, float epsilon
+    Emit emit, int64_t rows, int64_t heads, int64_t size, float epsilon
 ) {
     typedef typename T::Stored Stored;
     const int lanes = int(size) / OWN;
@@ -39,11 +39,14 @@ SUROGATE_INLINE void rotary(
         for (int i = 0; i < OWN; i++) {
             const float z = rounded<T>(rounded<T>(x[i] * inverse) * w[i]);
             const float other = __shfl_xor_sync(0xffffffffu, z, lanes / 2);
-            x[i] = z * c[i] + side * other * s[i];
+            x[i] = rounded<T>(z * c[i] + side * other * s[i]);
         }
-        if (!inside) return;
-        store_values<T, OWN>(static_cast<Stored*>(y_) + from, x);
-        if (place == 0) rstd[row] = inverse;
+        if (inside) {
+            store_values<T, OWN>(static_cast<Stored*>(y_) + from, x);
+            if (place == 0) rstd[row] = inverse;
+            if (emit.bytes || emit.amax) emit.take<OWN>(x, from, OWN);
+        }
+        emit.finish();
         return;
     }
     const float inverse = inside ? rstd[row] : 0.0f;
@@ -66,16 +69,18 @@ SUROGATE_INLINE void rotary(
 
 #define KERNELS(name, T)                                                                                                                  \
     extern "C" __global__ void __launch_bounds__(THREADS) head_rotary_##name(                                                             \
-        const void* x, const void* weight, const float* cosine, const float* sine, void* y, float* rstd, int64_t rows, int64_t heads,     \
-        int64_t size, int64_t epsilon                                                                                                     \
+        const void* x, const void* weight, const float* cosine, const float* sine, void* y, float* rstd, uint8_t* bytes,                  \
+        const float* scale, uint32_t* amax, int64_t rows, int64_t heads, int64_t size, int64_t epsilon                                    \
     ) {                                                                                                                                   \
-        rotary<T, false>(x, weight, cosine, sine, y, rstd, nullptr, nullptr, rows, heads, size, __uint_as_float(uint32_t(epsilon)));      \
+        const Emit emit = {bytes, scale, amax, 0u};                                                                                       \
+        const float own = __uint_as_float(uint32_t(epsilon));                                                                             \
+        rotary<T, false>(x, weight, cosine, sine, y, rstd, nullptr, nullptr, emit, rows, heads, size, own);                               \
     }                                                                                                                                     \
     extern "C" __global__ void __launch_bounds__(THREADS) head_rotary_backward_##name(                                                    \
         const void* x, const void* weight, const float* cosine, const float* sine, void* dx, float* rstd, const void* dy, void* dz,       \
         int64_t rows, int64_t heads, int64_t size                                                                                         \
     ) {                                                                                                                                   \
-        rotary<T, true>(x, weight, cosine, sine, dx, rstd, dy, dz, rows, heads, size, 0.0f);                                              \
+        rotary<T, true>(x, weight, cosine, sine, dx, rstd, dy, dz, {}, rows, heads, size, 0.0f);                                          \
     }
 
 KERNELS(bf16, BFloat16)

@@ -39,7 +39,7 @@ SUROGATE_INLINE float block_sum(float value) {
     return sum;
 }
 
-// A copy in E4M3 (null: none) and the largest magnitude (null: none) of what a kernel writes: bits of |x| order like the values and
+// A copy in E4M3 or E5M2 (null: none) and the largest magnitude (null: none) of what a kernel writes: bits of |x| order like the values and
 // keep what is not a number.
 struct Emit {
     uint8_t* bytes;
@@ -47,14 +47,14 @@ struct Emit {
     uint32_t* amax;
     uint32_t most;
 
-    template <int COUNT> SUROGATE_INLINE void take(const float* values, int64_t at, int64_t left) {
+    template <int COUNT, bool E5M2 = false> SUROGATE_INLINE void take(const float* values, int64_t at, int64_t left) {
         const float factor = bytes ? *scale : 1.0f;
         uint32_t words[COUNT / 4] = {};
 #pragma unroll
         for (int i = 0; i < COUNT; i++) {
             const uint32_t own = i < left ? __float_as_uint(values[i]) & 0x7fffffffu : 0u;
             most = own > most ? own : most;
-            const uint32_t code = bytes ? e4m3(values[i] * factor) : 0u;
+            const uint32_t code = !bytes ? 0u : E5M2 ? e5m2(values[i] * factor) : e4m3(values[i] * factor);
             words[i / 4] |= code << i % 4 * 8;
         }
         if (!bytes) return;
