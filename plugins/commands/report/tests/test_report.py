@@ -130,6 +130,27 @@ def test_experts_have_curves_where_there_are_any(write: Write) -> None:
     assert not [name for name, *_ in data_of(Page(render([read_run(write("dense"))])))["curves"] if "moe" in name]
 
 
+def generated(directory: Path, count: int, **changes: Any) -> None:
+    made = {"checkpoint": "checkpoint-00000400", "prompt": "2 + 2 =", "temperature": 0.0, "seed": 7}
+    records = [{**made, "text": f"</script><img src=x> {number}", **changes} for number in range(count)]
+    (directory / "generations.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records) + '{"torn')
+
+
+def test_the_newest_generations_are_listed_and_escaped(write: Write) -> None:
+    directory = write()
+    assert data_of(Page(render([read_run(directory)])))["runs"][0]["generations"] == []
+    generated(directory, 50)
+    page = Page(render([read_run(directory)]))
+    listed = data_of(page)["runs"][0]["generations"]
+    assert len(listed) == 40
+    assert listed[-1] == ["checkpoint-00000400", "2 + 2 =", "</script><img src=x> 49"]
+    assert "img" not in page.tags
+    assert page.loads == ["data:,"]
+    generated(directory, 1, temperature=0.7)
+    assert read_run(directory).generations[0]["seed"] == 7
+    assert data_of(Page(render([read_run(directory)])))["runs"][0]["generations"][0][0].endswith(", temperature 0.7, seed 7")
+
+
 def test_text_of_a_run_cannot_break_out_of_the_page(write: Write) -> None:
     text = render([read_run(write(name="x</title><b>", model="</script><img src=x onerror=alert(1)>"))])
     page = Page(text)
@@ -259,6 +280,7 @@ def test_in_a_real_browser(write: Write, tmp_path: Path, scheme: str) -> None:
     if not chromium:
         pytest.skip("the page was parsed, but not opened: SUROGATE_TEST_CHROMIUM has to name a Chromium")
     runs = [write("first", 100_000, spike=77_777), write("second", 3000, learning_rate=3e-3)]
+    generated(runs[1], 1)
     assert CliRunner().invoke(report, list(map(str, runs))).exit_code == 0
     words = [python, "-c", BROWSER, str(runs[0] / "report.html"), chromium, str(tmp_path / "page.png"), scheme]
     done = subprocess.run(words, capture_output=True, text=True, timeout=180, check=False)
@@ -277,4 +299,6 @@ def test_in_a_real_browser(write: Write, tmp_path: Path, scheme: str) -> None:
     assert "60,000" in seen["ticks"]
     assert "20,000" not in seen["ticks"]
     assert "a <script> & more" in seen["text"]
+    assert "2 + 2 =" in seen["text"]
+    assert "</script><img src=x> 0" in seen["text"]
     assert "0.003" in seen["text"]
