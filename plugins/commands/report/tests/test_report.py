@@ -39,6 +39,7 @@ def write(tmp_path: Path) -> Write:
         config = {"learning_rate": 1e-3, "model": "somewhere", **changes}
         run |= {"config": config, "origins": dict.fromkeys(config, "config.toml:7"), "plugins": {"surogate": "0.1"}}
         records = [run, {"kind": "ledger", "step": 0, "rows": {"read": 12, "kept": 9, "dropped": 3}, "tokens": {"read": 777}}]
+        records[1]["pieces"] = {"of 1 to 2 tokens": 4, "of 3 to 4 tokens": 0, "of 5 to 8 tokens": 5}
         for step in range(1, steps + 1):
             loss = 2 + 7 / math.sqrt(1 + step / 60) + draw.gauss(0, 0.05) + (30.0 if step == spike else 0.0)
             phase = "warmup" if step < steps // 10 else "converging" if step < steps // 2 else "plateau"
@@ -111,6 +112,7 @@ def test_what_is_on_the_page(write: Write) -> None:
     assert run["plan"][0] == ["memory, bytes", 2000, 1900]
     assert run["time"] == [["data", 1.0], ["compute", 9.0]]
     assert run["ledger"]["rows"]["dropped"] == 3
+    assert run["pieces"] == [["of 1 to 2 tokens", 4], ["of 5 to 8 tokens", 5]]
     assert ["learning_rate", "0.001", "config.toml:7"] in run["config"]
     assert run["plugins"] == {"surogate": "0.1"}
     assert run["observers"] == [["one", 0.5]]
@@ -300,5 +302,6 @@ def test_in_a_real_browser(write: Write, tmp_path: Path, scheme: str) -> None:
     assert "20,000" not in seen["ticks"]
     assert "a <script> & more" in seen["text"]
     assert "2 + 2 =" in seen["text"]
+    assert "of 5 to 8 tokens 5 pieces (55.6 %)" in seen["text"]
     assert "</script><img src=x> 0" in seen["text"]
     assert "0.003" in seen["text"]

@@ -215,6 +215,7 @@
     if (run.memory_plan.length) put("Planned memory", split(run.memory_plan, "bytes"));
     const sides = Object.entries(run.ledger);
     if (sides.length) put("Data", table(["", "#rows", "#tokens"], [...new Set(sides.flatMap(([, counts]) => Object.keys(counts)))].filter(fate => sides.some(([, counts]) => typeof counts[fate] === "number" && counts[fate])).map(fate => [fate, exact(run.ledger.rows?.[fate] ?? ""), exact(run.ledger.tokens?.[fate] ?? "")])));
+    if (run.pieces.length) put("Lengths", split(run.pieces, "pieces"));
     if (run.observers.length) put("Loggers and observers", table(["plugin", "#ms a step"], run.observers.map(([name, value]) => [name, exact(value)])));
     if (run.generations.length) put("Generations", table(["checkpoint", "prompt", "text"], run.generations.map(([from, ...said]) => [from, ...said.map(text => el("span", { class: "said" }, text))])), true);
     if (run.notices.length) put("Notices", el("details", {}, el("summary", {}, `${run.notices.length}`), ...run.notices.map(text => el("div", {}, text))));
