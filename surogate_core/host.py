@@ -12,6 +12,7 @@ import difflib
 import functools
 import inspect
 import re
+import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata
@@ -24,7 +25,7 @@ from attrs import field, frozen
 from surogate_core import hookspecs
 from surogate_core.config.catalogue import KINDS as CONFIGURED
 from surogate_core.config.options import CoreOptions, DatasetOptions
-from surogate_core.errors import PluginError, Problem
+from surogate_core.errors import PluginError, Problem, SurogateError
 from surogate_core.offers import Offer, Owner, normal_name
 
 KINDS = (*CONFIGURED, "commands")
@@ -104,6 +105,21 @@ class Host:
             with attributed(owner, hook):
                 answers.append((owner, call(**arguments)))
         return answers
+
+    def blame(self, error: Exception) -> None:
+        """Add the note of :func:`attributed` to an error of a run, where it has none, with the plugin whose code is innermost in
+        the traceback. Errors that surogate raises on purpose speak for themselves."""
+        if isinstance(error, SurogateError) or any("raised by plugin" in note for note in getattr(error, "__notes__", ())):
+            return
+        owners: dict[str, set[Owner]] = defaultdict(set)
+        for plugin in self.plugins:
+            for _, offer in plugin.offers:
+                owners[offer.build.partition(":")[0].partition(".")[0]].add(plugin.owner)
+        for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+            module = str(frame.f_globals.get("__name__", ""))
+            if len(of := owners.get(module.partition(".")[0], set())) == 1:
+                error.add_note(f"raised by plugin {next(iter(of))} in {module}.{frame.f_code.co_qualname}")
+                return
 
     def lock(self) -> dict[str, str]:
         """Distribution → version of every loaded plugin and of the core: goes into each checkpoint."""

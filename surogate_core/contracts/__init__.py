@@ -25,6 +25,7 @@ from surogate_core.contracts.model import (  # noqa: F401
     Held,
     KeepsCopies,
     ModelSource,
+    NamesKernels,
     Outline,
     Quantizer,
     ReadsCheckpoints,

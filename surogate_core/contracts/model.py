@@ -121,6 +121,14 @@ class Rehearses(Protocol):
         """What ``load`` gives, on the meta device."""
 
 
+@runtime_checkable
+class NamesKernels(Protocol):
+    """A model source that can say what computes a step."""
+
+    def kernels(self, model: nn.Module) -> Sequence[str]:
+        """A few words for each part that has a choice, for the ``run`` record: "attention document by document"."""
+
+
 class Recipe(Protocol):
     """Fills the compute slot: the three GEMMs of a linear layer, their rounding and scales."""
 

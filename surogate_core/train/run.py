@@ -28,7 +28,11 @@ def execute(
 
     started = started or time.monotonic()
     plan = make_plan(config, host)
-    return plan.loop.run(plan, host, quiet=quiet, fresh=fresh, allow_drift=allow_drift, started=started)
+    try:
+        return plan.loop.run(plan, host, quiet=quiet, fresh=fresh, allow_drift=allow_drift, started=started)
+    except Exception as error:
+        host.blame(error)
+        raise
 
 
 def resume_command(config: Config) -> str:

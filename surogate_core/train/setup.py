@@ -35,8 +35,11 @@ def build(plan: Plan, *, weights: Path | None = None, notice: Callable[[str], No
     core = plan.config.core
     device = plan.parallelism.device()
     source = plan.model_source
-    computed = [part for site in plan.sites if site.name in plan.slots and plan.slots[site.name].compute for part in site.parts]
-    computes = {part.name: plan.recipe.linear(part) for part in computed}
+    computes: dict[str, Callable[..., Tensor]] = {}
+    for site in plan.sites:
+        if site.name in plan.slots and (owner := plan.slots[site.name].compute):
+            with attributed(owner, "Recipe.linear"):
+                computes |= {part.name: plan.recipe.linear(part) for part in site.parts}
     stored = [part for site in plan.stored() for part in site.parts]
     with torch.device("meta"):
         adapters = {site.name: plan.adapter.linear(site) for site in plan.adapted()} if plan.adapter else {}

@@ -108,6 +108,7 @@ def test_a_run_learns_and_leaves_all_that_is_needed(config: dict[str, Any]) -> N
     assert transformers.AutoTokenizer.from_pretrained(summary.checkpoint).eos_token == "<|im_end|>"
     ledger = records(summary, "ledger")[0]
     assert ledger["rows"]["read"] == len(TEXT)
+    assert ledger["pieces"] == {"of 33 to 64 tokens": len(TEXT) - 6}  # a tenth is held out
 
 
 def test_waiting_for_data_is_counted_once(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,12 +23,16 @@ def cubin(source: Source, arch: str) -> Path:
 
     Raises PluginError with the compiler's messages, or with the package to install where there is no compiler.
     """
+    name = f"{source.path.stem}-{arch}-{source.digest(arch, version(), *FLAGS)}.cubin"
+    return cache.built(name, functools.partial(_compile, source, arch))
+
+
+def version() -> str:
+    """NVRTC's. Raises PluginError with the package to install where there is none."""
     try:
-        version = importlib.metadata.version(COMPILER)
+        return importlib.metadata.version(COMPILER)
     except importlib.metadata.PackageNotFoundError:
         raise missing(COMPILER, "compile kernels") from None
-    name = f"{source.path.stem}-{arch}-{source.digest(arch, version, *FLAGS)}.cubin"
-    return cache.built(name, functools.partial(_compile, source, arch))
 
 
 def _compile(source: Source, arch: str, path: Path) -> None:

@@ -35,14 +35,9 @@ class HostProgram:
     compiler's messages."""
 
     def __init__(self, source: Source, flags: tuple[str, ...] = ()):
-        compiler = os.environ.get("CXX", "g++")
-        if shutil.which(compiler) is None:
-            raise PluginError(
-                f"there is no C++ compiler {compiler!r}, which the kernels' host build needs",
-                how="install the system's package g++, or set CXX to another compiler",
-            )
-        name = f"{source.path.stem}-host-{source.digest(compiler, *FLAGS, *flags)}.so"
-        self._library = ctypes.CDLL(str(cache.built(name, lambda path: _compile(compiler, source, flags, path))))
+        found = compiler()
+        name = f"{source.path.stem}-host-{source.digest(found, *FLAGS, *flags)}.so"
+        self._library = ctypes.CDLL(str(cache.built(name, lambda path: _compile(found, source, flags, path))))
 
     def function(self, name: str, result: type | None, *arguments: type) -> ctypes._CFuncPtr:  # type: ignore[name-defined]
         """A plain ``extern "C"`` function of the source, such as a number-format primitive."""
@@ -61,6 +56,17 @@ class HostProgram:
         runner = self.function("surogate_run", ctypes.c_int, ctypes.c_void_p, *[ctypes.c_uint] * 3, ctypes.c_void_p)
         if code := runner(entry, grid[0], grid[1], block, packed):
             raise RuntimeError(f"{name}: {ERRORS[code]}")
+
+
+def compiler() -> str:
+    """``CXX``, or g++. Raises PluginError where there is no such program."""
+    name = os.environ.get("CXX", "g++")
+    if shutil.which(name) is None:
+        raise PluginError(
+            f"there is no C++ compiler {name!r}, which the kernels' host build needs",
+            how="install the system's package g++, or set CXX to another compiler",
+        )
+    return name
 
 
 def _compile(compiler: str, source: Source, flags: tuple[str, ...], path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,40 @@ def test_generate_opens_runs_checkpoints_adapters_and_merged_models_alike(traine
         (str(tmp_path / "merged"),),
     ):
         assert run(generate_command, *arguments, "--prompt", PROMPT, "--max-new-tokens", "20").rstrip("\n") == wanted
+
+
+def test_what_a_runs_output_generates_is_kept_in_its_directory(trained: Path, stories: Path, tmp_path: Path) -> None:
+    output, copied = trained / "output", tmp_path / "copied"
+    kept = output / "generations.jsonl"
+    kept.unlink(missing_ok=True)
+    few, stories_before = ("--max-new-tokens", "4"), sorted(stories.iterdir())
+    run(generate_command, str(stories), "--adapter", str(output / "last"), "--prompt", PROMPT, *few)
+    shutil.copytree(output / "last", copied)
+    run(generate_command, str(copied), "--prompt", PROMPT, *few)  # a checkpoint that is in no run's directory
+    assert not kept.exists()
+    assert sorted(stories.iterdir()) == stories_before
+    assert not list(tmp_path.rglob("generations.jsonl"))
+    shown = []
+    for number, source in enumerate((output / "last", output, trained / "c.toml")):
+        shown.append(run(generate_command, str(source), "--prompt", f"{PROMPT} {number}", "--seed", "5", *few).rstrip("\n"))
+    records = [json.loads(line) for line in kept.read_text().splitlines()]
+    assert [(record["prompt"], record["text"]) for record in records] == [(f"{PROMPT} {n}", shown[n]) for n in range(3)]
+    settings = {"max_new_tokens": 4, "temperature": 0.0, "chat": False, "seed": 5}
+    for record in records:
+        assert record["checkpoint"] == "checkpoint-00000006"
+        assert record["adapters"]
+        assert {name: record[name] for name in settings} == settings
+
+
+def test_generations_that_cannot_be_kept_are_told(trained: Path) -> None:
+    kept = trained / "output" / "generations.jsonl"
+    kept.unlink(missing_ok=True)
+    kept.mkdir()
+    words = [str(trained / "output"), "--prompt", PROMPT, "--max-new-tokens", "4"]
+    done = CliRunner().invoke(generate_command, words, catch_exceptions=False)
+    kept.rmdir()
+    assert done.exit_code == 0
+    assert done.stderr == f"not kept in {kept}: Is a directory\n"
 
 
 def test_sampling_depends_on_the_seed(stories: Path) -> None:

@@ -260,11 +260,12 @@ def test_set_aside_keeps_everything(tmp_path: Path) -> None:
     assert Checkpoints(tmp_path, 1).set_aside(tmp_path) == ""
     for number in (1, 2):
         checkpoints = save(tmp_path / "checkpoints", 1, 2)
-        (tmp_path / "metrics.jsonl").write_text("{}\n")
+        for name in ("metrics.jsonl", "generations.jsonl"):
+            (tmp_path / name).write_text("{}\n")
         where = Checkpoints(tmp_path / "checkpoints", 1).set_aside(tmp_path)
         assert where == f"{tmp_path}/earlier-{number}, {tmp_path}/checkpoints/earlier-{number}"
         assert checkpoints.newest() is None
-        assert not (tmp_path / "metrics.jsonl").exists()
+        assert not list(tmp_path.glob("*.jsonl"))
         earlier = Checkpoints(tmp_path / "checkpoints" / f"earlier-{number}", 1).newest()
         assert earlier is not None
         assert earlier.step == 2

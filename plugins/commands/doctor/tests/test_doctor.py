@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner, Result
 from surogate_command_doctor import doctor, plugin
+from surogate_native_kit import compiler
 
 from surogate_core.cli.main import main
 from surogate_core.hookspecs import hookimpl
@@ -39,6 +42,37 @@ def test_names_versions_plugins_devices_and_disk(surogate: Callable[..., Result]
     assert "GPU           NVIDIA H200, 143771 MiB, 9.0, 580.1" in done.stdout
     assert "surogate-stand-in 3.1: models transformers, recipes bf16, commands doctor" in done.stdout
     assert done.stdout.rstrip().endswith("nothing is wrong")
+
+
+def test_names_compilers_and_the_kernel_cache(
+    surogate: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("g++", "nvcc", "clang++"):
+        (tmp_path / name).write_text("#!/bin/sh\necho release 13.0\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "one.cubin").write_bytes(bytes(3 << 20))
+    monkeypatch.setenv("PATH", f"{tmp_path}")
+    monkeypatch.setenv("NVCC", "nvcc")
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("SUROGATE_NATIVE_CACHE", str(tmp_path / "cache"))
+    nvrtc = metadata.version("nvidia-cuda-nvrtc")
+    lines = surogate("doctor").stdout.splitlines()
+    found = ("C++", tmp_path / "g++"), ("NVRTC", nvrtc), ("nvcc", tmp_path / "nvcc"), ("clang++", tmp_path / "clang++")
+    assert [line for line in lines if line.startswith("compiler")] == [f"compiler      {name}: {path}" for name, path in found]
+    assert f"kernel cache  {tmp_path / 'cache'}: 1 files, 3.0 MiB" in lines
+    (tmp_path / "nvcc").write_text("#!/bin/sh\nexit 3\n")
+    (tmp_path / "clang++").unlink()
+    monkeypatch.setenv("CXX", "g++-99")
+    monkeypatch.setenv("SUROGATE_NATIVE_CACHE", str(tmp_path / "other"))
+    out = surogate("doctor").stdout
+    assert "compiler      C++: none: there is no C++ compiler 'g++-99', which" in out
+    assert "set CXX to another compiler" in out
+    assert "compiler      nvcc: fails: " in out
+    assert "compiler      clang++: none\n" in out
+    assert f"kernel cache  {tmp_path / 'other'}: 0 files, 0.0 MiB" in out
+    monkeypatch.setattr(compiler, "COMPILER", "no-such-package")
+    assert "compiler      NVRTC: none: the package no-such-package, which" in surogate("doctor").stdout
 
 
 def test_never_shows_the_value_of_a_secret(surogate: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:

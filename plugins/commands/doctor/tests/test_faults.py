@@ -67,6 +67,12 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
     assert "/proc is not writable" in doctor(tmp_path, HF_HOME="/proc/cache")
 
 
+def test_a_kernel_cache_that_cannot_be_written(tmp_path: Path) -> None:
+    wrong = doctor(tmp_path, SUROGATE_NATIVE_CACHE="/proc/kernels")
+    assert "/proc is not writable" in wrong
+    assert "set SUROGATE_NATIVE_CACHE to a directory that is" in wrong
+
+
 def test_torch_without_cuda_beside_a_gpu(tmp_path: Path) -> None:
     distribution(tmp_path, "torch", "2.13.0+cpu")
     wrong = doctor(tmp_path, **command(tmp_path, "nvidia-smi", SMI))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import re
 import tomllib
 from collections.abc import Callable
@@ -8,10 +9,11 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from surogate_command_explain.rows import rows
+from surogate_command_explain.rows import NOBODY, READ_BY, rows
 
 from surogate_core.cli.main import main
 from surogate_core.config import load
+from surogate_core.config.catalogue import CHOSEN_BY
 from surogate_core.errors import ConfigError
 from surogate_core.host import Host, load_host
 
@@ -65,6 +67,7 @@ def test_one_key(surogate: Callable[..., Result], config: Path) -> None:
     assert done.stdout.splitlines() == [
         "save_steps = 7 (c.toml:2)",
         "  owner: surogate",
+        "  consumer: surogate-loop-standard",
         "  wants: a whole number >= 1",
         "  Steps between checkpoints. One is always written at the end.",
     ]
@@ -74,10 +77,33 @@ def test_one_key(surogate: Callable[..., Result], config: Path) -> None:
 
 def test_all_keys(surogate: Callable[..., Result], config: Path) -> None:
     lines = surogate("explain", config).stdout.splitlines()
-    assert lines[0].split() == ["key", "value", "origin", "owner"]
+    assert lines[0].split() == ["key", "value", "origin", "owner", "consumer"]
     found = {line.split()[0]: line.split()[1:] for line in lines[1:]}
-    assert found["save_steps"] == ["7", "c.toml:2", "surogate"]
-    assert found["datasets.0.type"] == ['"conversation"', "c.toml:5", "surogate"]
+    assert found["save_steps"] == ["7", "c.toml:2", "surogate", "surogate-loop-standard"]
+    assert found["datasets.0.type"] == ['"conversation"', "c.toml:5", "surogate", "surogate-dataset-conversation"]
+
+
+def test_the_consumer_is_what_reads_a_key_in_this_run(host: Host) -> None:
+    given = {**MINIMAL, "optimizer": "normuon", "lr_scheduler_type": "cosine", "lora": False, "report_to": ["aim", "wandb"]}
+    found = {row.key: row.consumer for row in rows(host, load({**given, "fp8_amax_history": 4, "model_dtype": "fp32"}, host))}
+    assert found["optimizer"] == found["adamw_beta1"] == found["normuon_beta2"] == "surogate-optimizer-normuon"
+    assert found["lr_scheduler_type"] == "surogate-schedule-standard"
+    assert found["report_to"] == "surogate-logger-aim, surogate-logger-wandb"
+    assert found["fp8_amax_history"] == found["adapter"] == found["lora_rank"] == NOBODY
+    assert found["lora"] == found["weight_decay"] == "surogate"
+    assert found["datasets.0.path"] == found["sequence_len"] == "surogate-pipeline-packed"
+    assert found["datasets.0.messages_field"] == found["datasets.0.type"] == "surogate-dataset-conversation"
+
+
+@pytest.mark.parametrize("chooser", READ_BY)
+def test_what_is_said_to_read_the_keys_of_the_core_reads_them(host: Host, chooser: str) -> None:
+    """Looked up in the sources of the offer that is chosen by default."""
+    offer = host.offer(CHOSEN_BY[chooser], getattr(load(MINIMAL, host).core, chooser))
+    spec = importlib.util.find_spec(offer.build.partition(".")[0])
+    assert spec
+    assert spec.origin
+    source = "".join(path.read_text() for path in Path(spec.origin).parent.rglob("*.py"))
+    assert [key for key in READ_BY[chooser] if not re.search(rf"(config|core)\.{key}\b", source)] == []
 
 
 def test_without_a_file_and_without_data(surogate: Callable[..., Result], tmp_path: Path) -> None:
@@ -112,7 +138,7 @@ def completed(text: str) -> str:
 
 
 @pytest.mark.parametrize("text", EXAMPLES)
-def test_every_resolved_key_of_every_example_has_an_origin_and_an_owner(
+def test_every_resolved_key_of_every_example_has_origin_owner_and_consumer(
     host: Host, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Installed plugins; a key that the file sets comes from its line, found here by reading the file anew."""
@@ -131,6 +157,8 @@ def test_every_resolved_key_of_every_example_has_an_origin_and_an_owner(
     for row in found.values():
         assert row.origin, row.key
         assert row.owner in owners, row.key
+        assert row.consumer, row.key
+        assert row.consumer == NOBODY or set(row.consumer.split(", ")) <= {owner.split()[0] for owner in owners}, row.key
     for number, line in enumerate(text.splitlines(), 1):
         if line.startswith("["):
             break

@@ -39,6 +39,7 @@ def write(tmp_path: Path) -> Write:
         config = {"learning_rate": 1e-3, "model": "somewhere", **changes}
         run |= {"config": config, "origins": dict.fromkeys(config, "config.toml:7"), "plugins": {"surogate": "0.1"}}
         records = [run, {"kind": "ledger", "step": 0, "rows": {"read": 12, "kept": 9, "dropped": 3}, "tokens": {"read": 777}}]
+        records[1]["pieces"] = {"of 1 to 2 tokens": 4, "of 3 to 4 tokens": 0, "of 5 to 8 tokens": 5}
         for step in range(1, steps + 1):
             loss = 2 + 7 / math.sqrt(1 + step / 60) + draw.gauss(0, 0.05) + (30.0 if step == spike else 0.0)
             phase = "warmup" if step < steps // 10 else "converging" if step < steps // 2 else "plateau"
@@ -111,6 +112,7 @@ def test_what_is_on_the_page(write: Write) -> None:
     assert run["plan"][0] == ["memory, bytes", 2000, 1900]
     assert run["time"] == [["data", 1.0], ["compute", 9.0]]
     assert run["ledger"]["rows"]["dropped"] == 3
+    assert run["pieces"] == [["of 1 to 2 tokens", 4], ["of 5 to 8 tokens", 5]]
     assert ["learning_rate", "0.001", "config.toml:7"] in run["config"]
     assert run["plugins"] == {"surogate": "0.1"}
     assert run["observers"] == [["one", 0.5]]
@@ -128,6 +130,27 @@ def test_experts_have_curves_where_there_are_any(write: Write) -> None:
     assert data["runs"][1]["curves"]["moe_load_imbalance"] == {"x": [401], "y": [3.5]}
     assert data["runs"][0]["curves"]["moe_load_imbalance"]["x"] == []
     assert not [name for name, *_ in data_of(Page(render([read_run(write("dense"))])))["curves"] if "moe" in name]
+
+
+def generated(directory: Path, count: int, **changes: Any) -> None:
+    made = {"checkpoint": "checkpoint-00000400", "prompt": "2 + 2 =", "temperature": 0.0, "seed": 7}
+    records = [{**made, "text": f"</script><img src=x> {number}", **changes} for number in range(count)]
+    (directory / "generations.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records) + '{"torn')
+
+
+def test_the_newest_generations_are_listed_and_escaped(write: Write) -> None:
+    directory = write()
+    assert data_of(Page(render([read_run(directory)])))["runs"][0]["generations"] == []
+    generated(directory, 50)
+    page = Page(render([read_run(directory)]))
+    listed = data_of(page)["runs"][0]["generations"]
+    assert len(listed) == 40
+    assert listed[-1] == ["checkpoint-00000400", "2 + 2 =", "</script><img src=x> 49"]
+    assert "img" not in page.tags
+    assert page.loads == ["data:,"]
+    generated(directory, 1, temperature=0.7)
+    assert read_run(directory).generations[0]["seed"] == 7
+    assert data_of(Page(render([read_run(directory)])))["runs"][0]["generations"][0][0].endswith(", temperature 0.7, seed 7")
 
 
 def test_text_of_a_run_cannot_break_out_of_the_page(write: Write) -> None:
@@ -259,6 +282,7 @@ def test_in_a_real_browser(write: Write, tmp_path: Path, scheme: str) -> None:
     if not chromium:
         pytest.skip("the page was parsed, but not opened: SUROGATE_TEST_CHROMIUM has to name a Chromium")
     runs = [write("first", 100_000, spike=77_777), write("second", 3000, learning_rate=3e-3)]
+    generated(runs[1], 1)
     assert CliRunner().invoke(report, list(map(str, runs))).exit_code == 0
     words = [python, "-c", BROWSER, str(runs[0] / "report.html"), chromium, str(tmp_path / "page.png"), scheme]
     done = subprocess.run(words, capture_output=True, text=True, timeout=180, check=False)
@@ -277,4 +301,7 @@ def test_in_a_real_browser(write: Write, tmp_path: Path, scheme: str) -> None:
     assert "60,000" in seen["ticks"]
     assert "20,000" not in seen["ticks"]
     assert "a <script> & more" in seen["text"]
+    assert "2 + 2 =" in seen["text"]
+    assert "of 5 to 8 tokens 5 pieces (55.6 %)" in seen["text"]
+    assert "</script><img src=x> 0" in seen["text"]
     assert "0.003" in seen["text"]

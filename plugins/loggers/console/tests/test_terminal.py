@@ -94,6 +94,7 @@ def test_the_start_names_everything_that_computes(screens: dict[str, Screen]) ->
     for part in ("storage surogate-quantizer-bnb-nf4", "compute surogate-recipe-bf16", "adapter surogate-adapter-lora"):
         assert part in text
     assert "norm: surogate-fusion-norm" in text
+    assert re.search(r"\nkernels +attention by torch with one mask a batch, loss by torch in chunks\n", text)
     assert re.search(r"\nmemory +110 kB are kept in tensors: weights 34.6 kB, quantised weights 9.62 kB, ", text)
     assert re.search(r"\nmemory +peak \d+ MB \(the whole process\), 110 kB of it kept in tensors\n", text)
     assert re.search(r"\nversions +surogate \S+ and \d+ plugins of this version\n", text)

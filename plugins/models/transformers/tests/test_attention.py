@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from surogate_model_transformers import batch_loss, check_head, logits, recompute_layers, run_hidden
+from surogate_model_transformers import attention, batch_loss, check_head, logits, recompute_layers, run_hidden
+from surogate_model_transformers import loss as loss_module
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from surogate_core.errors import ModelError
@@ -55,6 +56,38 @@ def test_long_rows_take_the_other_kernel_and_agree(
     theirs, directory = tiny(family)
     monkeypatch.setattr("surogate_model_transformers.attention.LONG_ROW", 16)
     assert_equal_documents(load(directory), theirs, packed([[9, 12], [1, 8, 7, 3], [24]]))
+
+
+@pytest.mark.parametrize(
+    ("family", "long", "wanted", "loss"),
+    [
+        ("llama", 1000, "attention by torch with one mask a batch", "loss by surogate_loss::cross_entropy_ in chunks"),
+        ("llama", 16, "attention document by document", "loss by surogate_loss::cross_entropy_ in chunks"),
+        ("gemma3", 16, "attention document by document", "loss by torch in chunks"),
+        ("gpt_oss", 16, "attention by plain softmax", "loss by surogate_loss::cross_entropy_ in chunks"),
+    ],
+)
+def test_what_is_said_to_compute_computes(
+    family: str, long: int, wanted: str, loss: str, tiny: Any, load: Any, packed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "LONG_ROW", long)
+    monkeypatch.setattr(loss_module, "KERNEL_ON", ("cpu",))
+    model, batch, called = load(tiny(family)[1]).train(), packed([[9, 12], [1, 8, 7, 3]]), set()
+    check_head(model)
+
+    def listen(module: Any, name: str, says: str) -> None:
+        original = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *given, **more: (called.add(says), original(*given, **more))[1])
+
+    listen(attention, "packed_attention", "attention document by document")
+    listen(attention, "_plain", "attention by plain softmax")
+    listen(attention.F, "scaled_dot_product_attention", "attention by torch with one mask a batch")
+    listen(loss_module, "_by_kernel", "loss by surogate_loss::cross_entropy_ in chunks")
+    listen(loss_module, "_by_torch", "loss by torch in chunks")
+    batch_loss(model, batch)
+    said = attention.said(model, batch.input_ids.device, batch.input_ids.shape[1]), loss_module.said(model, "auto")
+    assert said == (wanted, loss)
+    assert called == {wanted, loss}
 
 
 @pytest.mark.parametrize("kind", ["linear", "dynamic", "yarn"])

@@ -86,9 +86,10 @@ MADE: dict[str, Callable[[], Records]] = {
     "very slow with evaluations": lambda: made(4, 6000, lambda s: 2.5 - 0.01 * s / 1000, noise=0.05, evals=100),
     "very slow and noisy": lambda: made(5, 4000, lambda s: 2.5 - 0.03 * s / 1000, noise=0.2),
     "fast": lambda: made(6, 600, falls(9, 1, 80)),
-    "two descents": lambda: made(7, 3000, lambda s: falls(9, 4, 100)(s) if s < 900 else falls(4, 2, 200)(s - 900), evals=100),
     "noise of single rows": lambda: made(8, 3000, power(9, 2, 60), noise=0.4),
     "periods of epochs": lambda: made(9, 4000, lambda s: power(9, 2, 60)(s) + 0.05 * math.sin(s / 60), evals=100),
+    # comes to a level and falls on from there: stopped there
+    "two descents": lambda: made(7, 3000, lambda s: falls(9, 4, 100)(s) if s < 900 else falls(4, 2, 200)(s - 900), evals=100),
     # faults
     "one spike": lambda: made(20, 2000, lambda s: power(9, 2, 60)(s) + (4 if s == 1200 else 0)),
     "spikes in a row": lambda: made(21, 1500, lambda s: power(9, 2, 60)(s) + (3 if s > 800 and s % 30 < 2 else 0)),

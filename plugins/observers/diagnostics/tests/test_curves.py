@@ -1,6 +1,6 @@
-"""What fires on 43 curves, and when, with `auto_lr_reduction` and `early_stop` on and every threshold at its default.
+"""What fires on 45 curves, and when, with `auto_lr_reduction` and `early_stop` on and every threshold at its default.
 
-Sixteen are recorded from real runs (``record_curves.py``), most with a real fault; the rest are made. The defaults were fixed
+Eighteen are recorded from real runs (``record_curves.py``), most with a real fault; the rest are made. The defaults were fixed
 before the recorded ones were looked at; the README says which rules were changed after that.
 """
 
@@ -117,9 +117,9 @@ TABLE = [
         ],
     ),
     Row("fast", "converging", []),
-    Row("two descents", "converging", ["2413 early_stop, efficiency"]),
     Row("noise of single rows", "converging", ["732 temporary cut 1", "1796 temporary cut 1", "2719 temporary cut 1"]),
     Row("periods of epochs", "converging", []),
+    Row("two descents", "converging", ["2413 early_stop, efficiency"]),
     Row("one spike", "converging unstable", ["1200 temporary cut 1"]),
     Row(
         "spikes in a row",
@@ -215,7 +215,7 @@ def test_nor_with_other_noise(name: str, shift: int, monkeypatch: pytest.MonkeyP
     assert not [event for event in happens(name) if event.decision and event.decision.stop]
 
 
-@pytest.mark.prove("184 runs take a minute")
+@pytest.mark.prove("230 runs take a minute")
 def test_nor_with_many_other_noises(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stops: none. Cuts for good, which three spikes of mere noise within 100 steps can bring: in at most one run of twenty."""
     made, cut, runs = curves.made, 0, 0
@@ -226,7 +226,7 @@ def test_nor_with_many_other_noises(monkeypatch: pytest.MonkeyPatch) -> None:
                 events, runs = happens(name), runs + 1
                 assert not [event for event in events if event.decision and event.decision.stop], (name, shift)
                 cut += any("permanent" in event.text for event in events)
-    assert runs == 184
+    assert runs == 230
     assert cut <= runs / 20
     told = {"healthy runs": runs, "stopped": 0, "cut for good": cut}
     (ROOT / "docs/proof/diagnostics.json").write_text(json.dumps(told, indent=1) + "\n")

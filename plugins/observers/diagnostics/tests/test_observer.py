@@ -116,6 +116,8 @@ EFFECTS: list[tuple[str, Any, str]] = [
     ("early_stop_divergence", 300, "level jumps"),
     ("early_stop_plateau", 900, "flat from the start"),
     ("early_stop_improvement", 0.0001, "flat from the start"),
+    ("moe_collapse", 0.9, "experts collapse"),
+    ("moe_collapse_steps", 100, "experts collapse"),
 ]
 
 

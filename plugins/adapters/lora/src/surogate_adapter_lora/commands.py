@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import click
 
@@ -53,18 +54,35 @@ def generate_command(
     seed: int,
     dtype: Dtype | None,
 ) -> None:
-    """Continue text with MODEL: a model directory or repository, an adapter, a checkpoint, or the config file of a run."""
-    from surogate_adapter_lora.serve import generate, open_model
+    """Continue text with MODEL: a model directory or repository, an adapter, a checkpoint, or the config file of a run. What a
+    run's output gives is also kept in that run's generations.jsonl, for `surogate report`."""
+    from surogate_adapter_lora.serve import generate, open_model, run_of
 
     opened = open_model(model, adapter, dtype)
     numbers = range(len(opened.adapters))
     uses = [tuple(numbers)] if stack or not numbers else [(number,) for number in numbers]
+    settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "chat": chat, "seed": seed}
+    run = run_of(model)
     for text in prompt:
         for use in uses:
             opened.use(*use)
             if len(uses) > 1:
                 click.echo(f"[{opened.adapters[use[0]][0]}]")
-            click.echo(generate(opened, text, max_new_tokens=max_new_tokens, temperature=temperature, chat=chat, seed=seed))
+            made = generate(opened, text, **settings)
+            click.echo(made)
+            if run:
+                used = [str(opened.adapters[number][0]) for number in use]
+                keep(run[0], {"checkpoint": run[1].name, "adapters": used, "prompt": text, "text": made, **settings})
+
+
+def keep(directory: Path, record: dict[str, Any]) -> None:
+    """Append to the generations of a run. A directory that cannot be written is told and no error."""
+    path = directory / "generations.jsonl"
+    try:
+        with path.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(record) + "\n")
+    except OSError as error:
+        click.echo(f"not kept in {path}: {error.strerror}", err=True)
 
 
 @click.command("merge")

@@ -26,6 +26,7 @@ from surogate_core.plan import make_plan
 from surogate_core.train.evaluate import Evaluation, evaluate
 from surogate_core.train.setup import build
 
+RECORDS = "metrics.jsonl"
 SHORTEST = 2
 """Rows are not used here: the smallest length fits every model's context."""
 
@@ -76,6 +77,19 @@ def _newest(root: Path, store: str = "local") -> Path | None:
     context = Context(config=CoreOptions(model="", checkpoint_store=store))
     saved = offer.load()(offer.options() if offer.options else None, context)(root, 1).newest()
     return saved.path if saved else None
+
+
+def run_of(source: str) -> tuple[Path, Path] | None:
+    """The directory of the run and the checkpoint that ``source`` stands for: a run's config file, its directory or one of its
+    checkpoints. None for a model that is no run's output."""
+    path, checkpoint = Path(source), None
+    if path.is_file():
+        config = load(path, load_host(), need_data=False)
+        path, checkpoint = Path(config.core.output_dir), newest_checkpoint(config)
+    elif (path / "state.json").is_file() or (path / RECORDS).is_file():
+        checkpoint = checkpoint_at(path)
+        path = path if (path / RECORDS).is_file() else checkpoint.parent
+    return (path, checkpoint) if checkpoint and (path / RECORDS).is_file() else None
 
 
 # ---------------------------------------------------------------- generate

@@ -156,7 +156,7 @@ class Checkpoints:
         """
         made = []
         for directory in dict.fromkeys(path.resolve() for path in (output_dir, self.root)):
-            names = ("checkpoint-*", ".checkpoint-*.replaced", "last", "best", "metrics.jsonl")
+            names = ("checkpoint-*", ".checkpoint-*.replaced", "last", "best", "generations.jsonl", "metrics.jsonl")
             found = [path for name in names for path in sorted(directory.glob(name), reverse=True)]
             if found:
                 target = next(path for n in range(1, 10**6) if not (path := directory / f"earlier-{n}").exists())

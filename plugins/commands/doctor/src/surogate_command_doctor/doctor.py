@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 
 import click
 from surogate_settings.sources import is_secret
+
+from surogate_core.errors import SurogateError
 
 DISTRIBUTIONS = {
     "torch": "2.11",
@@ -94,6 +97,39 @@ def cache_directory() -> Path:
     return Path(base).expanduser()
 
 
+def compilers() -> Iterator[tuple[str, str]]:
+    """(compiler, where it is or what to install), as the native packages find it, without importing torch."""
+    from surogate_native_kit import compiler, host, nvcc
+
+    finders: dict[str, Callable[[], str | None]] = {
+        "C++": lambda: shutil.which(host.compiler()),
+        "NVRTC": compiler.version,
+        "nvcc": lambda: nvcc.compiler()[0],
+    }
+    for name, find in finders.items():
+        try:
+            yield name, str(find())
+        except SurogateError as error:
+            yield name, f"none: {error.problems[0].what}: {error.problems[0].how}"
+        except (OSError, subprocess.SubprocessError) as error:
+            yield name, f"fails: {error}"
+    yield "clang++", shutil.which("clang++") or "none"
+
+
+def kernels() -> tuple[Path, str]:
+    """Where compiled kernels are kept, and how many of what size there are."""
+    from surogate_native_kit import cache
+
+    place = cache.directory()
+    sizes = [entry.stat().st_size for entry in os.scandir(place) if entry.is_file()] if place.is_dir() else []
+    return place, f"{len(sizes)} files, {sum(sizes) / 2**20:.1f} MiB"
+
+
+def existing(path: Path) -> Path:
+    """The path, or the nearest directory above it that is there."""
+    return next(parent for parent in (path, *path.parents) if parent.exists())
+
+
 def environment() -> Iterator[tuple[str, str]]:
     for name in sorted(os.environ):
         if name.startswith(PREFIXES) or name in NAMES:
@@ -113,7 +149,7 @@ def full_check() -> Iterator[tuple[str, str]]:
 @click.option("--full", is_flag=True, help="Also import torch and ask it.")
 @click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
 def doctor(full: bool) -> None:
-    """Show versions, plugins, devices, disk, environment, and what is wrong with how to mend it. Ready to paste."""
+    """Show versions, plugins, devices, compilers, disk, environment, and what is wrong with how to mend it. Ready to paste."""
     from surogate_core.host import load_host
 
     host = load_host(strict=False)
@@ -145,14 +181,23 @@ def doctor(full: bool) -> None:
     wrong += unused(gpus, installed("torch") or "", os.environ.get("CUDA_VISIBLE_DEVICES"))
     cache = cache_directory()
     line("cache", f"{cache}{'' if cache.exists() else ' (not there yet)'}")
-    there = next(parent for parent in (cache, *cache.parents) if parent.exists())
-    for label, path in (("disk here", Path.cwd()), ("disk cache", there)):
+    caches = [(existing(cache), "HF_HOME")]
+    if importlib.util.find_spec("surogate_native_kit"):
+        for name, found in compilers():
+            line("compiler", f"{name}: {found}")
+        place, kept = kernels()
+        line("kernel cache", f"{place}: {kept}")
+        caches.append((existing(place.absolute()), "SUROGATE_NATIVE_CACHE"))
+    else:
+        line("compiler", "none is needed: surogate-native-kit is not installed")
+    for label, path in (("disk here", Path.cwd()), ("disk cache", caches[0][0])):
         usage = shutil.disk_usage(path)
         line(label, f"{usage.free / 2**30:.1f} GiB free of {usage.total / 2**30:.1f} GiB")
         if usage.free < ROOM:
             wrong.append(f"{path} has {usage.free / 2**30:.1f} GiB free: free some, or move it (output_dir, HF_HOME)")
-    if refusal := refuses(there):
-        wrong.append(f"{there} is not writable ({refusal}): set HF_HOME to a directory that is")
+    for there, variable in caches:
+        if refusal := refuses(there):
+            wrong.append(f"{there} is not writable ({refusal}): set {variable} to a directory that is")
     for name, value in environment():
         line("environment", f"{name}={value}")
     for label, value in full_check() if full else ():

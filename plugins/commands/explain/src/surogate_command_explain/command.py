@@ -14,7 +14,7 @@ from surogate_core.cli.run import PASS_KEYS, overrides
 @click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[CONFIG] [KEY] [--KEY VALUE]...")
 def explain(words: tuple[str, ...]) -> None:
-    """Show each key of CONFIG, or KEY alone: value, where it came from, whose it is and what it means.
+    """Show each key of CONFIG, or KEY alone: value, where it came from, whose it is, what reads it and what it means.
 
     Without CONFIG, the keys of this installation with their defaults.
     """
@@ -34,7 +34,11 @@ def explain(words: tuple[str, ...]) -> None:
     if key:
         for row in found:
             origin = f" ({row.origin})" if row.origin else ""
-            click.echo(f"{row.key} = {row.value}{origin}\n  owner: {row.owner or 'none'}\n  wants: {row.wanted}\n  {row.doc}")
+            whose = f"owner: {row.owner or 'none'}" + (f"\n  consumer: {row.consumer}" if row.consumer else "")
+            click.echo(f"{row.key} = {row.value}{origin}\n  {whose}\n  wants: {row.wanted}\n  {row.doc}")
         return
-    headers = ("key", "value", "origin", "owner") if loaded else ("key", "default", "owner", "meaning")
-    output.table(headers, ((r.key, r.value, r.origin, r.owner) if loaded else (r.key, r.value, r.owner, r.doc) for r in found))
+    if loaded:
+        lines = ((r.key, r.value, r.origin, r.owner, r.consumer) for r in found)
+        output.table(("key", "value", "origin", "owner", "consumer"), lines)
+    else:
+        output.table(("key", "default", "owner", "meaning"), ((r.key, r.value, r.owner, r.doc) for r in found))

@@ -9,4 +9,4 @@ from surogate_core.offers import Offer
 @hookimpl
 def register_commands() -> list[Offer]:
     build = "surogate_command_explain.command:explain"
-    return [Offer("explain", None, build=build, summary="Show value, origin and owner of each key.")]
+    return [Offer("explain", None, build=build, summary="Show value, origin, owner and consumer of each key.")]

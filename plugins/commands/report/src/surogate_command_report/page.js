@@ -208,14 +208,16 @@
   };
   runs.forEach((run, i) => {
     const head = title => runs.length > 1 ? [title, run.name] : [title];
-    const put = (title, node) => { const [text, note] = head(title), box = section(text, false, note); box.append(...[].concat(node)); };
+    const put = (title, node, wide = false) => { const [text, note] = head(title), box = section(text, wide, note); box.append(...[].concat(node)); };
     if (run.time.length) put("Time", split(run.time, "s"));
     if (run.parts.length) put("A step, by part", split(run.parts, "ms"));
     if (run.plan.length) put("Plan and measurement", table(["", "#planned", "#measured", "#ratio"], run.plan.map(([name, one, two]) => [name, name.startsWith("memory") ? bytes(one) : exact(one), name.startsWith("memory") ? bytes(two) : exact(two), round(two / one, 3)])));
     if (run.memory_plan.length) put("Planned memory", split(run.memory_plan, "bytes"));
     const sides = Object.entries(run.ledger);
     if (sides.length) put("Data", table(["", "#rows", "#tokens"], [...new Set(sides.flatMap(([, counts]) => Object.keys(counts)))].filter(fate => sides.some(([, counts]) => typeof counts[fate] === "number" && counts[fate])).map(fate => [fate, exact(run.ledger.rows?.[fate] ?? ""), exact(run.ledger.tokens?.[fate] ?? "")])));
+    if (run.pieces.length) put("Lengths", split(run.pieces, "pieces"));
     if (run.observers.length) put("Loggers and observers", table(["plugin", "#ms a step"], run.observers.map(([name, value]) => [name, exact(value)])));
+    if (run.generations.length) put("Generations", table(["checkpoint", "prompt", "text"], run.generations.map(([from, ...said]) => [from, ...said.map(text => el("span", { class: "said" }, text))])), true);
     if (run.notices.length) put("Notices", el("details", {}, el("summary", {}, `${run.notices.length}`), ...run.notices.map(text => el("div", {}, text))));
     if (run.next.length) put("Next", run.next.map(text => el("div", {}, el("code", {}, text))));
   });

@@ -26,6 +26,8 @@ CURVES = (
 )
 MOST_EVENTS = 400
 """Events of a run that are listed; the rest is counted."""
+MOST_GENERATIONS = 40
+"""Texts of a run that are shown, the newest."""
 
 
 def write_page(runs: Sequence[Run], path: Path) -> Path:
@@ -71,13 +73,15 @@ def _run(run: Run) -> dict[str, Any]:
         "figures": _figures(run),
         "plan": _plan(run),
         "memory_plan": [[name, size] for name, size in (run.run.get("memory") or {}).items() if size],
-        "ledger": {side: counts for side, counts in run.ledger.items() if isinstance(counts, Mapping)},
+        "ledger": {side: run.ledger[side] for side in ("rows", "tokens") if side in run.ledger},
+        "pieces": [[length, count] for length, count in run.ledger.get("pieces", {}).items() if count],
         "time": _seconds(run),
         "parts": _parts(run),
         "observers": _observers(run),
         "config": _config(run),
         "plugins": run.run.get("plugins") or {},
         "notices": run.notices[:60],
+        "generations": [_generation(made) for made in run.generations[-MOST_GENERATIONS:]],
         "next": run.end.get("next") or [],
     }
 
@@ -135,6 +139,12 @@ def _parts(run: Run) -> list[list[Any]]:
 def _observers(run: Run) -> list[list[Any]]:
     count = max(1, len(run.columns["step"]))
     return [[name, short(1000 * seconds / count)] for name, seconds in (run.end.get("plugins_s") or {}).items()]
+
+
+def _generation(made: Mapping[str, Any]) -> list[str]:
+    """Checkpoint and temperature, prompt, text."""
+    warm = f", temperature {made['temperature']}, seed {made.get('seed')}" if made.get("temperature") else ""
+    return [f"{made.get('checkpoint', '')}{warm}", str(made.get("prompt", "")), str(made.get("text", ""))]
 
 
 def _config(run: Run) -> list[list[Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ class ReportError(Refused):
 @define
 class Run:
     """``columns``: a value a step for each field, None where it has none. ``phases``: (first step, phase). ``events``: what was
-    said or done at a step. The other fields are the records of their kinds, the last of each."""
+    said or done at a step. ``generations``: what ``surogate generate`` kept. The other fields are the records of their kinds, the
+    last of each."""
 
     directory: Path
     columns: dict[str, list[Any]] = Factory(lambda: {name: [] for name in FIELDS})
@@ -35,6 +36,7 @@ class Run:
     run: dict[str, Any] = Factory(dict)
     ledger: dict[str, Any] = Factory(dict)
     end: dict[str, Any] = Factory(dict)
+    generations: list[dict[str, Any]] = Factory(list)
 
     @property
     def name(self) -> str:
@@ -51,20 +53,27 @@ def read_run(directory: Path) -> Run:
     path = directory / "metrics.jsonl"
     run = Run(directory)
     try:
-        with path.open("rb") as lines:
-            for line in lines:
-                try:
-                    record = json.loads(line)
-                except ValueError:
-                    continue
-                if isinstance(record, dict):
-                    _take(run, record)
+        for record in _records(path):
+            _take(run, record)
     except OSError as error:
         how = "give the output_dir of a run"
         raise ReportError(f"{path.name} cannot be read: {error.strerror}", where=str(directory), how=how) from error
     if not run.columns["step"]:
         raise ReportError("no step is recorded", where=str(path), how="wait for the first step, or give another output_dir")
+    generated = directory / "generations.jsonl"
+    run.generations.extend(_records(generated) if generated.is_file() else ())
     return run
+
+
+def _records(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open("rb") as lines:
+        for line in lines:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(record, dict):
+                yield record
 
 
 def _take(run: Run, record: Mapping[str, Any]) -> None:

@@ -53,6 +53,7 @@ def banner(run: Mapping[str, Any]) -> list[str]:
     if _has(run, "trainable", "parameters"):
         line("parameters", f"{count(run['trainable'])} trainable of {count(run['parameters'])}")
     line("computation", *_fields(run, ("recipe", "recipe {}"), ("dtype", "{}"), ("device", "on {}"), ("adapter", "adapter {}")))
+    line("kernels", *run.get("kernels") or ())
     for text in run.get("slots") or ():
         line("layers", text)
     line("optimizer", *_fields(run, ("optimizer", "{}"), ("seed", "seed {}")))

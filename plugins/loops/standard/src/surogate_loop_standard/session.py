@@ -12,7 +12,17 @@ from typing import Any
 import attrs
 import torch
 
-from surogate_core.contracts import Batches, Data, FollowsSteps, LoggerContext, ObserverContext, RunInfo, Saved, Summary
+from surogate_core.contracts import (
+    Batches,
+    Data,
+    FollowsSteps,
+    LoggerContext,
+    NamesKernels,
+    ObserverContext,
+    RunInfo,
+    Saved,
+    Summary,
+)
 from surogate_core.errors import PlanError, ResumeError, SurogateError
 from surogate_core.host import Host, attributed
 from surogate_core.offers import Offer, Owner
@@ -245,7 +255,7 @@ class Session:
     def _introduce(
         self, data: Data, training: Batches, validation: Batches | None, trainee: Trainee, optimizer: Any, total: int, step: int
     ) -> RunInfo:
-        figures = self.plan.figures
+        figures, source = self.plan.figures, self.plan.model_source
         self.log(
             {
                 "kind": "run",
@@ -262,6 +272,7 @@ class Session:
                 "recipe": self.core.recipe,
                 "optimizer": self.core.optimizer,
                 "adapter": self.core.adapter if self.core.lora else None,
+                "kernels": list(source.kernels(trainee.model)) if isinstance(source, NamesKernels) else [],
                 "slots": [*self.plan.slot_lines(), *self.plan.fusion_lines()],
                 "micro_batch": self.core.per_device_train_batch_size,
                 "accumulation": self.core.gradient_accumulation_steps,

@@ -27,6 +27,8 @@ from surogate_model_transformers.packed import LONG_ROW, packed_attention
 from surogate_model_transformers.slots import plain
 
 IMPLEMENTATION = "surogate"
+BY_DOCUMENT, FUSED, PLAIN = "document by document", "by torch with one mask a batch", "by plain softmax"
+"""The three ways, in the banner's words."""
 KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 HARMLESS = {"position_ids", "position_embeddings", "cache_position", "layer_idx"}
 
@@ -70,13 +72,24 @@ def hidden_states(
 
 def documents_of(model: Any, document_ids: Tensor) -> Documents:
     """The documents of a batch, with the masks that the layers of this model will ask for."""
-    calls = getattr(model, "_surogate_calls", None)
-    if calls is None:
-        calls = model._surogate_calls = inspect(model)
-    if _by_document(document_ids) and not any(plain for _, plain in calls):
+    calls = _calls(model)
+    if _way(document_ids.device, document_ids.shape[1], any(plain for _, plain in calls), False) == BY_DOCUMENT:
         return Documents(document_ids, {})
     windows = sorted({_window(window, document_ids.shape[1]) for window, _ in calls})
     return Documents(document_ids, {window: mask(document_ids, window) for window in windows})
+
+
+def said(model: Any, device: torch.device, length: int) -> str:
+    """What computes attention in training, on rows of ``length`` positions: ``attention document by document``."""
+    masked = virtual.tokens_of(model) is not None or bool(getattr(model.config.get_text_config(), "attention_dropout", 0.0))
+    ways = dict.fromkeys(_way(device, length, plain, masked) for _, plain in _calls(model))
+    return f"attention {' and '.join(ways)}"
+
+
+def _calls(model: Any) -> tuple[tuple[int, bool], ...]:
+    if getattr(model, "_surogate_calls", None) is None:
+        model._surogate_calls = inspect(model)
+    return model._surogate_calls
 
 
 def mask(document_ids: Tensor, window: int) -> Tensor:
@@ -125,7 +138,8 @@ def attention(
         documents.calls.append((sliding_window or 0, plain))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     window = _window(sliding_window, query.shape[2])
-    if packed := _by_document(documents.ids) and not dropout and not plain and not documents.shared:
+    packed = _way(documents.ids.device, documents.ids.shape[1], plain, bool(dropout) or documents.shared) == BY_DOCUMENT
+    if packed:
         allowed = documents.ids
     else:
         allowed = documents.masks[window] if window in documents.masks else mask(documents.ids, window)
@@ -167,8 +181,11 @@ def _window(window: int | None, length: int) -> int:
     return window if window and window < length else 0
 
 
-def _by_document(ids: Tensor) -> bool:
-    return ids.device.type == "cpu" and ids.shape[1] >= LONG_ROW
+def _way(device: torch.device, length: int, plain: bool, masked: bool) -> str:
+    """``plain``: there are sinks or a softcap; ``masked``: there is dropout, or virtual tokens."""
+    if plain:
+        return PLAIN
+    return BY_DOCUMENT if device.type == "cpu" and length >= LONG_ROW and not masked else FUSED
 
 
 def decode(model: Any, input_ids: Tensor, position_ids: Tensor, documents: Documents, **images: Tensor) -> Tensor:

@@ -83,8 +83,21 @@ def head_loss(
     there at once, fewer where the budget of bytes says so. On a GPU they stay as the head gives them, and one kernel writes their
     gradient over them, unless ``kernels`` is "reference", ``scale`` is not 1 or there is a ``softcap``.
     """
-    native = kernels != "reference" and x.device.type in KERNEL_ON and x.dtype in NAMES and scale == 1.0 and not softcap
+    native = _native(x, scale, softcap, kernels)
     return _HeadLoss.apply(x, weight, bias, labels, weights, scale, softcap, chunks, native)
+
+
+def said(model: Any, kernels: str) -> str:
+    """What computes the loss: ``loss by surogate_loss::cross_entropy_ in chunks``. After :func:`check_head`."""
+    if not getattr(model, "_surogate_head", True):
+        return "loss by torch of all logits at once"
+    native = _native(model.get_output_embeddings().weight, *head_scaling(model), kernels)
+    return f"loss by {'surogate_loss::cross_entropy_' if native else 'torch'} in chunks"
+
+
+def _native(x: Tensor, scale: float, softcap: float | None, kernels: str) -> bool:
+    """``x``: of the device and dtype of the hidden states."""
+    return kernels != "reference" and x.device.type in KERNEL_ON and x.dtype in NAMES and scale == 1.0 and not softcap
 
 
 def head_scaling(model: Any) -> tuple[float, float | None]:

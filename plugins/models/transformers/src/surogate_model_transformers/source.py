@@ -12,7 +12,21 @@ from surogate_distributed_single.plugin import Sharding
 from torch import Tensor, nn
 
 from surogate_core.contracts import Batch, Context, Outline, Storage
-from surogate_model_transformers import config, experts, export, held, load, loss, quants, residual, routing, sites, slots, vision
+from surogate_model_transformers import (
+    attention,
+    config,
+    experts,
+    export,
+    held,
+    load,
+    loss,
+    quants,
+    residual,
+    routing,
+    sites,
+    slots,
+    vision,
+)
 from surogate_model_transformers.plugin import Options, Settings
 
 
@@ -87,6 +101,10 @@ class Transformers:
     def ready(self, model: nn.Module) -> str | None:
         self.routing = routing.routing_of(model, self.settings.own)
         return loss.check_head(model)
+
+    def kernels(self, model: nn.Module) -> Sequence[str]:
+        device = next(model.parameters()).device
+        return attention.said(model, device, self.settings.core.sequence_len), loss.said(model, self.settings.core.kernels)
 
     def blocks(self, model: nn.Module) -> Sequence[nn.Module]:
         return list(sites.blocks(model)[1])

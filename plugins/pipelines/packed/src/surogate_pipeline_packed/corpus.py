@@ -23,6 +23,13 @@ from surogate_pipeline_packed.spill import taken
 Ints = NDArray[np.int64]
 
 
+def spread(lengths: Ints) -> Iterator[tuple[int, int, int]]:
+    """(least, most, how many) for each power of two between the shortest and the longest; nothing of no lengths."""
+    counts = np.bincount(np.ceil(np.log2(np.maximum(lengths, 1))).astype(np.int64))
+    for power in range(next(iter(np.flatnonzero(counts).tolist()), 0), len(counts)):
+        yield (1 << power >> 1) + 1 if power else 1, 1 << power, int(counts[power])
+
+
 BLOCK = 1 << 22  # values hashed at a time: what is mapped is not to be read into memory as a whole
 PIECES = 1 << 14  # pieces looked at at a time
 

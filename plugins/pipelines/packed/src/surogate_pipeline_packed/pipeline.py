@@ -12,7 +12,7 @@ from surogate_core.contracts import PipelineContext
 from surogate_core.offers import Offer
 from surogate_pipeline_packed.batches import Batches
 from surogate_pipeline_packed.cache import directory
-from surogate_pipeline_packed.corpus import Corpus
+from surogate_pipeline_packed.corpus import Corpus, spread
 from surogate_pipeline_packed.images.sight import sight_of
 from surogate_pipeline_packed.plugin import Options
 from surogate_pipeline_packed.prepare import Prepared, Work, prepare
@@ -20,16 +20,18 @@ from surogate_pipeline_packed.prepare import Prepared, Work, prepare
 
 @frozen
 class PackedData:
-    """A :class:`~surogate_core.contracts.Data`: packed batches of what was prepared."""
+    """A :class:`~surogate_core.contracts.Data`: packed batches of what was prepared. ``pieces``: how many there are to train on, by
+    their lengths."""
 
     prepared: Prepared
     core: CoreOptions
     own: Options
     pad_id: int
+    pieces: Mapping[str, int]
 
     @property
     def ledger(self) -> Mapping[str, Any]:
-        return self.prepared.ledger.record()
+        return {**self.prepared.ledger.record(), "pieces": dict(self.pieces)}
 
     @property
     def fingerprint(self) -> str:
@@ -70,7 +72,8 @@ class Packed:
         sight = sight_of(processor, self.own)
         prepared = prepare(Work(self.core, self.own, self.format, tokenizer, report, cache, live, sight))
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
-        return PackedData(prepared, self.core, self.own, pad)
+        pieces = {f"of {low:,} to {high:,} tokens": count for low, high, count in spread(prepared.train.lengths)}
+        return PackedData(prepared, self.core, self.own, pad, pieces)
 
 
 def build(options: Options, context: PipelineContext) -> Packed:

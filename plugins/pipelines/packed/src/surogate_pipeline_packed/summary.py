@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
-
-from surogate_pipeline_packed.corpus import Corpus, Ints
+from surogate_pipeline_packed.corpus import Corpus, Ints, spread
 from surogate_pipeline_packed.pipeline import PackedData
 
 BAR = 40
@@ -29,12 +27,11 @@ def lines(data: PackedData) -> Iterator[str]:
 
 def histogram(lengths: Ints) -> Iterator[str]:
     """A line for each power of two between the shortest and the longest, with its share of the pieces."""
-    powers = np.ceil(np.log2(np.maximum(lengths, 1))).astype(np.int64)
-    counts = np.bincount(powers)
-    for power in range(int(powers.min()), len(counts)):
-        low, high = (1 << power >> 1) + 1 if power else 1, 1 << power
-        bar = "#" * round(BAR * counts[power] / counts.max())
-        yield f"  {low:>7,} to {high:>7,} tokens {counts[power]:>9,} {counts[power] / len(lengths):>6.1%} {bar}".rstrip()
+    found = list(spread(lengths))
+    most = max(count for *_, count in found)
+    for low, high, count in found:
+        bar = "#" * round(BAR * count / most)
+        yield f"  {low:>7,} to {high:>7,} tokens {count:>9,} {count / len(lengths):>6.1%} {bar}".rstrip()
 
 
 def _trained(corpus: Corpus) -> int:
