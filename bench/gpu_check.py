@@ -5,18 +5,20 @@
 1. Builds every kernel for this GPU and compares it with its definition: fresh random inputs, poisoned outputs, odd shapes and a
    large one.
 2. Trains every recipe for some steps as the GPU computes it and emulated, from the same weights on the same rows.
-3. Times every kernel at a large shape: microseconds, GB/s or TFLOP/s, share of the roofline (the copy rate measured here; for
+3. Plans the memory of some configurations and measures it: what torch's allocator gave out at most, from before the model is built.
+4. Times every kernel at a large shape: microseconds, GB/s or TFLOP/s, share of the roofline (the copy rate measured here; for
    products the dense peak of the data sheet), ratio to what a user would have otherwise.
 
 A table comes last, everything in bench/results/<date>-<gpu>.json. What does not fit into the time is left out and said to be. Exit
-code 1 where something differs. Without a GPU the kernels' bodies run on the host as C++, recipes train emulated, nothing is timed,
-and it says that it was not run on a GPU.
+code 1 where something differs. Without a GPU the kernels' bodies run on the host as C++, recipes train emulated, nothing else is
+measured, and it says that it was not run on a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import io
 import json
 import math
@@ -32,7 +34,7 @@ from typing import Any
 import torch
 from surogate_native_kit.checks import Check, families
 
-NOT_ON_A_GPU = "not run on a GPU: kernel bodies ran on the host, recipes were emulated, nothing was timed"
+NOT_ON_A_GPU = "not run on a GPU: kernel bodies ran on the host, recipes were emulated, nothing was measured or timed"
 ROOT = Path(__file__).resolve().parents[1]
 PEAKS = {
     "H200": (989, 1979),
@@ -45,6 +47,26 @@ PEAKS = {
 """Dense TFLOP/s of the data sheets, bf16 and fp8."""
 STEPS, ALLOWED = 12, 0.02
 """Steps of a recipe; largest relative difference of the mean loss of the later half from the emulated run's."""
+NEAR = 0.03
+"""Largest relative difference of a planned peak from the measured one."""
+SHAPE = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "vocab_size": 32768,
+}
+"""Of the Qwen3 whose memory is planned. The plan counts attention as the plain one, an upper bound: it is narrow here, and rows are
+short. Most tensors are whole MiB, so that the allocator adds nothing."""
+SHORT = {"sequence_len": 32, "per_device_train_batch_size": 256, "gradient_accumulation_steps": 2}
+CONFIGURATIONS: dict[str, dict[str, Any]] = {
+    "full, adamw_8bit, recompute": {"lora": False, "optimizer": "adamw_8bit", "recompute": True},
+    "LoRA, recompute": {"lora": True, "optimizer": "adamw", "recompute": True},
+    "QLoRA, recompute": {"lora": True, "qlora_bnb": True, "optimizer": "adamw_8bit", "recompute": True},
+}
+"""The configurations of which the plan is compared with a measurement."""
 
 
 class Budget:
@@ -100,7 +122,7 @@ def copy_rate() -> float:
 
 def bench(family: str, check: Check, rate: float, peaks: tuple[int, int]) -> dict[str, Any]:
     given = check.drawn(check.large, 1, "cuda")
-    spent = milliseconds(lambda: check.kernel(*given))
+    spent = milliseconds(check.timed(*given) if check.timed else lambda: check.kernel(*given))
     flops, traffic = check.flops(check.large), check.traffic(check.large)
     found: dict[str, Any] = {"family": family, "kernel": check.name, "shape": check.large, "us": round(spent * 1e3, 1)}
     if flops:
@@ -186,6 +208,62 @@ def recipes(device: str, budget: Budget) -> list[dict[str, Any]]:
     return found
 
 
+def allocated(plan: Any) -> int:
+    """Bytes: the most that torch's allocator has given out at once, from before the model is built to the end of a second step."""
+    from surogate_command_plan.rehearse import job_of_a_step, step_of
+    from surogate_loop_standard.loop import optimizer_step
+
+    from surogate_core.train.setup import bind_optimizer, build
+
+    device = plan.device
+    first = torch.ones(8, 8, dtype=torch.bfloat16, device=device, requires_grad=True)
+    (first @ first).sum().backward()  # cuBLAS takes memory for each thread, autograd's too: the framework's, not a step's
+    del first
+    gc.collect()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    trainee = build(plan)
+    job = job_of_a_step(plan, trainee, bind_optimizer(plan, trainee))
+    for index in range(2):
+        optimizer_step(job, step_of(plan, device), index, torch.full((), 1e-4, device=device))
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def memory(device: str, budget: Budget) -> list[dict[str, Any]]:
+    """The planned peak of some configurations, less what is the framework's, beside the measured one."""
+    from surogate_command_plan.fit import without_weights
+    from surogate_command_plan.rehearse import rehearse
+    from surogate_command_plan.show import bytes_of
+    from surogate_model_transformers.testing import tiny_model
+
+    from surogate_core.config import load
+    from surogate_core.host import load_host
+    from surogate_core.plan import make_plan
+
+    found = []
+    with tempfile.TemporaryDirectory(prefix="surogate-gpu-check-") as directory:
+        model, host = str(tiny_model(Path(directory), weights=False, **SHAPE)), load_host()
+        for name, changes in CONFIGURATIONS.items():
+            entry: dict[str, Any] = {"memory": name}
+            found.append(entry)
+            if device != "cuda" or budget.spent():
+                entry["result"] = f"left out: {'no time left' if device == 'cuda' else 'measured on a GPU alone'}"
+                continue
+            say(f"memory of {name}")
+            try:
+                config = load({"model": model, "model_dtype": "bf16", **SHORT, **changes}, host, need_data=False)
+                plan = make_plan(without_weights(config), host, device)
+                peak = rehearse(plan, device).peak  # type: ignore[union-attr]
+                planned, measured = peak.total - peak.parts["framework"], allocated(plan)
+                away = planned / measured - 1
+                said = f"planned {bytes_of(planned)}, measured {bytes_of(measured)}: {away:+.2%}"
+                entry |= {"planned": planned, "measured": measured, "parts": peak.parts, "result": said, "good": abs(away) <= NEAR}
+            except Exception as error:  # one that does not fit this GPU must not hide the others
+                entry |= {"result": f"{type(error).__name__}: {error}", "good": False}
+    return found
+
+
 def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
@@ -214,7 +292,7 @@ def main() -> int:
             if budget.spent()
             else compare(family, check, device, given.seed)
         )
-    trained = recipes(device, budget)
+    trained, held = recipes(device, budget), memory(device, budget)
     benches: dict[str, dict[str, Any]] = {}
     rate = copy_rate() if device == "cuda" else 0.0
     peaks = next((peak for chip, peak in PEAKS.items() if chip in name), (0, 0))
@@ -233,6 +311,7 @@ def main() -> int:
         "copy GB/s": round(rate / 1e9, 1),
         "kernels": kernels,
         "recipes": trained,
+        "memory": held,
         "benches": list(benches.values()),
     }
     slug = "-".join("".join(letter if letter.isalnum() else " " for letter in name.lower()).split())
@@ -248,12 +327,13 @@ def main() -> int:
         faster = f"{timed['times faster']} x {timed['baseline']}" if "baseline" in timed else ""
         rows.append((f"{one['family']} {one['kernel']}", one["result"], str(timed.get("us", "")), "".join(rates), share, faster))
     rows += [(f"recipe {one['recipe']}", one["result"], "", "", "", "") for one in trained]
+    rows += [(f"memory {one['memory']}", one["result"], "", "", "", "") for one in held]
     print(table(rows))
     print(f"\n{name}, torch {torch.__version__}; written: {path}")
     if device == "cpu":
         print(NOT_ON_A_GPU)
     bad = [one for one in kernels if not one["result"].startswith(("equal", "left out"))]
-    return bool(bad) or not all(one.get("good", True) for one in trained)
+    return bool(bad) or not all(one.get("good", True) for one in (*trained, *held))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from surogate_native_adam8 import BLOCK, Rates, States, Update, codebook, native_on, ops, update_
+from surogate_native_adam8 import BLOCK, States, checks, codebook, native_on, ops
+from surogate_native_adam8.checks import blocks_of, starts_of
 from surogate_native_kit import ARCHITECTURES, HostProgram, cubin
 from surogate_native_kit.compiler import disassemble
 from torch import Tensor
@@ -21,19 +22,10 @@ from torch import Tensor
 from surogate_core.errors import PluginError
 
 CPU = torch.device("cpu")
-RATES = Rates(beta1=0.9, beta2=0.99, epsilon=1e-8, step=3)
-LR, DECAY, SCALE = torch.tensor(1e-3), 0.1, 0.5
+DECAY = 0.1
 SIZES = (4096, 5003, 256 * 40, 17, 256)
 CODED = 3
 """The first three have codes, the others exact moments."""
-
-
-def on_the_host(table: Tensor, first: int, last: int) -> None:
-    HostProgram(ops.SOURCE).run("adam8_update", (2, 1), ops.THREADS, table, first, last)
-
-
-def blocks_of(size: int) -> int:
-    return -(-size // BLOCK)
 
 
 class Case:
@@ -53,7 +45,7 @@ class Case:
         self.params[3].grad[16] = 1e30  # type: ignore[index]
         self.params[2].grad = None
         counts = [blocks_of(size) for size in SIZES]
-        self.starts = [BLOCK * sum(counts[:index]) for index in range(len(SIZES))]
+        self.starts = starts_of(SIZES)
         self.coded, self.blocks = sum(counts[:CODED]), sum(counts)
         values = [torch.randn(self.coded * BLOCK, generator=generator) * 1e-3, torch.rand(self.coded * BLOCK, generator=generator)]
         for value in values:
@@ -75,58 +67,19 @@ class Case:
             remainder=remainder if masters else None,
         )
         numbers = functools.partial(torch.randint, -(2**15), 2**15, dtype=torch.int16, generator=generator)
-        self.noise = numbers((4096,)), numbers((blocks_of(self.blocks * BLOCK) // 16 + 1,))
+        noise = numbers((4096,)), numbers((blocks_of(self.blocks * BLOCK) // 16 + 1,))
+        self.arena = checks.Arena(self.params, [DECAY, 0.0, DECAY, DECAY, 0.0], self.states, None if masters else noise)
 
     def step(self, run: Callable[[Tensor, int, int], None] | None, ranges: list[tuple[int, int]]) -> None:
-        update = Update(
-            blocks=self.blocks,
-            coded=self.coded,
-            params=self.params,
-            starts=self.starts,
-            decays=[DECAY, 0.0, DECAY, DECAY, 0.0],
-            books=self.books,
-            device=CPU,
-            run=run,
-        )
-        update.prepare(LR, RATES, None if self.states.remainder is not None else self.noise, scale=SCALE)
-        for first, last in ranges:
-            update.launch(self.states.part(first, last), first, last)
-        update.release()
+        checks.step(checks.update_of(self.arena, run), self.arena, ranges)
 
     def define(self) -> None:
-        """The same by the definition, a parameter at a time."""
-        for param, start, decay in zip(self.params, self.starts, [DECAY, 0.0, DECAY, DECAY, 0.0], strict=True):
-            count = blocks_of(param.numel()) * BLOCK
-            own = self.states.part(start // BLOCK, (start + count) // BLOCK)
-            p, g = torch.zeros(count), torch.zeros(count)
-            p[: param.numel()] = param.detach().float()
-            if param.grad is not None:
-                g[: param.numel()] = param.grad.float() * SCALE
-            half = param.dtype == torch.bfloat16
-            if half and own.remainder is not None:
-                p.view(torch.int32).add_(own.remainder)
-            if own.coded:
-                pairs = list(zip(self.books, own.codes, own.absmax, strict=True))
-                m, v = (book.dequantize(codes, absmax) for book, codes, absmax in pairs)
-                update_(p, g, m, v, LR, RATES, decay)
-                for moment, (book, codes, absmax) in zip((m, v), pairs, strict=True):
-                    book.quantize_(moment, codes, absmax)
-            else:
-                update_(p, g, *own.exact, LR, RATES, decay)
-            bits = p.view(torch.int32)
-            if half and own.remainder is not None:
-                upper = (bits + 2**15) >> 16
-                own.remainder.copy_(bits - (upper << 16))
-            elif half:
-                place = torch.arange(start, start + count)
-                noise = (self.noise[0][place % 4096] + self.noise[1][place // 4096]).to(torch.int32)
-                upper = (bits + noise + 2**15) >> 16
-            param.data.copy_((upper.to(torch.int16).view(torch.bfloat16) if half else p)[: param.numel()])
+        checks.define(self.arena)
 
 
 @pytest.mark.parametrize("misplaced", [False, True])
 @pytest.mark.parametrize(("dtype", "masters"), [(torch.float32, False), (torch.bfloat16, False), (torch.bfloat16, True)])
-@pytest.mark.parametrize("run", [on_the_host, None], ids=["kernel", "cpu"])
+@pytest.mark.parametrize("run", [ops.launch, None], ids=["kernel", "cpu"])
 def test_it_is_the_definition(
     run: Callable[[Tensor, int, int], None] | None, dtype: torch.dtype, masters: bool, misplaced: bool
 ) -> None:
@@ -158,7 +111,7 @@ def test_it_is_the_definition(
         torch.testing.assert_close(*floats, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("run", [on_the_host, None], ids=["kernel", "cpu"])
+@pytest.mark.parametrize("run", [ops.launch, None], ids=["kernel", "cpu"])
 def test_the_arena_may_be_worked_through_in_parts(run: Callable[[Tensor, int, int], None] | None) -> None:
     """Parts end inside of parameters and where the codes do."""
     whole, parts = Case(torch.bfloat16, False), Case(torch.bfloat16, False)

@@ -94,7 +94,7 @@ class Update:
         run: Callable[[Tensor, int, int], None] | None = None,
     ):
         self._params, self._starts, self._decays, self._coded = params, starts, decays, coded
-        self._run = run or (_launch if device.type == "cuda" else _spread)
+        self._run = run or (launch if device.type == "cuda" else _spread)
         self._hyper, self._tables = torch.zeros(8, device=device), _tables(books).to(device)
         owners = torch.empty(blocks, dtype=torch.int32)
         for index, (start, param) in enumerate(zip(starts, params, strict=True)):
@@ -188,8 +188,9 @@ def _entries(bases: Tensor, bounds: Tensor, upper: Tensor, sign: int) -> Tensor:
 _kernels = Kernels(SOURCE)
 
 
-def _launch(arena: Tensor, first: int, last: int) -> None:
-    most = RESIDENT * torch.cuda.get_device_properties(arena.device).multi_processor_count
+def launch(arena: Tensor, first: int, last: int) -> None:
+    """The kernel; its body on the host, as two thread blocks, where the table of addresses is on the CPU."""
+    most = RESIDENT * torch.cuda.get_device_properties(arena.device).multi_processor_count if arena.is_cuda else 2
     grid = (min(most, -(-(last - first) // GROUPS)),)
     _kernels.launch("adam8_update", arena.device, grid, (THREADS,), arena.data_ptr(), first, last)
 

@@ -32,7 +32,9 @@ class Check:
     large      the shape that is timed on a GPU
     traffic    bytes that have to be read and written for a shape
     flops      operations of a shape for a matrix product; 0 for what memory bounds
-    close      largest relative error (Frobenius), of all results or of each; 0: every byte is equal
+    close      largest relative error (Frobenius), of all results or of each; of integers the share that may differ, each by 1; 0:
+               every byte is equal
+    timed      ``timed(*inputs)`` gives what is timed, for a kernel with preparations that are made once and not at every call
     baseline   what a user would have otherwise, with its name
     on_host    whether the kernel's body can run on the host; a library's cannot
     """
@@ -46,6 +48,7 @@ class Check:
     traffic: Callable[[Shape], int]
     flops: Callable[[Shape], int] = lambda shape: 0
     close: float | Sequence[float] = 0.0
+    timed: Callable[..., Callable[[], object]] | None = field(default=None)
     baseline: tuple[str, Run] | None = field(default=None)
     on_host: bool = True
 
@@ -70,6 +73,11 @@ class Check:
 
 
 def _differ(one: Tensor, other: Tensor, close: float) -> str | None:
+    if close and not one.is_floating_point():
+        steps = (one.long() - other.long()).abs()
+        count, most = int((steps > 0).sum()), int(steps.max()) if steps.numel() else 0
+        fine = count <= close * one.numel() and most <= 1
+        return None if fine else f"{count} of {one.numel()} differ, by up to {most}: {close:.0e} of them by 1 are allowed"
     if close:
         error = float((one.double() - other.double()).norm() / other.double().norm().clamp_min(1e-30))
         return None if error <= close else f"relative error {error:.2e}, {close:.0e} is allowed"

@@ -167,7 +167,7 @@ def _peaks(plan: Plan, device: str, depth: int, *, update_only: bool = False) ->
             tally.phase, tally.label = PHASES[3], "scratch"
             optimizer.step(lr, 1)
             return tally.peaks
-        step = _step(plan, where)
+        step = step_of(plan, where)
         with labelled(tally, trainee.model, source.kept) as mark:
             job = job_of_a_step(plan, trainee, optimizer, core=stand_in.config.core, parallelism=Single(where), mark=mark)
             optimizer_step(job, step, 0, lr)
@@ -194,7 +194,8 @@ def _gradients(trainee: Trainee) -> Iterator[Tensor]:
         yield parameter.grad
 
 
-def _step(plan: Plan, where: str) -> Step:
+def step_of(plan: Plan, where: str) -> Step:
+    """A step of this plan's shapes with nothing to learn, on the device ``where``: at most two micro-batches of zeros."""
     core = plan.config.core
     rows, length = core.per_device_train_batch_size, core.sequence_len
 
