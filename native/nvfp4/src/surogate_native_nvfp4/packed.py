@@ -44,10 +44,10 @@ class Operand:
     @property
     def values(self) -> Tensor:
         """q * s in bfloat16, which is exact, (rows, columns)."""
-        rows, width = self.codes.shape
-        scales = formats.unswizzle(self.scales, rows, 2 * width // BLOCK).view(torch.float8_e4m3fn).to(torch.bfloat16)
+        rows, cells = self.codes.shape[0], 2 * self.codes.shape[1] // BLOCK
+        scales = formats.unswizzle(self.scales, rows, cells).view(torch.float8_e4m3fn).to(torch.bfloat16)
         pairs = formats.byte_values(self.codes.device).to(torch.bfloat16)
-        return F.embedding(self.codes.int(), pairs).view(rows, -1, BLOCK).mul_(scales[..., None]).flatten(1)
+        return F.embedding(self.codes.int(), pairs).view(rows, cells, BLOCK).mul_(scales[..., None]).flatten(1)
 
     def tensors(self, both: bool = False) -> tuple[Tensor, ...]:
         """What :meth:`of` makes the operand from. ``both``, of blocks of 16 x 16: and :meth:`turned_of` its transpose."""
