@@ -48,7 +48,7 @@ def stepping(recipe: str | None, kernels: str) -> Callable[[], float]:
     model = Qwen3ForCausalLM(CONFIG).to(torch.bfloat16)
     slots = {}
     if recipe:
-        built = RECIPES[recipe].build(Options(), testing.context(kernels=kernels))
+        built = RECIPES[recipe].build(Options(), testing.context(recipe_backend="emulated", kernels=kernels))
         for name, module in model.model.named_modules():
             if isinstance(module, nn.Linear):
                 slots[name] = built.linear(testing.site(*module.weight.shape, name=name))

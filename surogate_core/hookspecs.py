@@ -61,7 +61,8 @@ def register_loops() -> list[Offer]:
 @hookspec
 def register_recipes() -> list[Offer]:
     """Precision recipes, chosen by ``recipe``. ``build(options, context)`` returns a :class:`~surogate_core.contracts.Recipe`,
-    which fills the compute slot of the linear layers that it claims."""
+    which fills the compute slot of the linear layers that it claims; one that has something to say about the run is a
+    :class:`~surogate_core.contracts.Tells` besides."""
 
 
 @hookspec

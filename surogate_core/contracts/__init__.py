@@ -34,6 +34,7 @@ from surogate_core.contracts.model import (  # noqa: F401
     Site,
     SiteKind,
     Storage,
+    Tells,
 )
 from surogate_core.contracts.training import (  # noqa: F401
     HoldsGradients,

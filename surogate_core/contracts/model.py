@@ -160,6 +160,15 @@ class KeepsCopies(Protocol):
 
 
 @runtime_checkable
+class Tells(Protocol):
+    """A recipe that has something to say about the run before it starts."""
+
+    @property
+    def notices(self) -> Sequence[str]:
+        """Sentences for the user, shown with the plan's."""
+
+
+@runtime_checkable
 class FollowsSteps(Protocol):
     """A recipe whose scales or copies of weights live for one optimizer step."""
 

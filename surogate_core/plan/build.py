@@ -10,7 +10,7 @@ from typing import Any
 
 from surogate_core.config import Config
 from surogate_core.config.options import CoreOptions
-from surogate_core.contracts import Adapter, Context, PipelineContext, Quantizer, ReadsCheckpoints, Recipe, Site
+from surogate_core.contracts import Adapter, Context, PipelineContext, Quantizer, ReadsCheckpoints, Recipe, Site, Tells
 from surogate_core.errors import PlanError, Problem
 from surogate_core.host import Host, attributed
 from surogate_core.offers import Offer, capability
@@ -67,6 +67,7 @@ def make_plan(config: Config, host: Host, device: str | None = None) -> Plan:
     slots = _claim(core, sites, recipe, adapter, quantizer, chosen)
     figures = count(core, outline, slots, adapter, optimizer, quantizer)
     lock = host.lock()
+    notices = () if device == "cuda" or asked else ("no GPU found: this run computes on the CPU",)
     plan = Plan(
         config=config,
         device=device,
@@ -86,7 +87,7 @@ def make_plan(config: Config, host: Host, device: str | None = None) -> Plan:
         figures=figures,
         lock=lock,
         fingerprint=_fingerprint(config, lock, sites),
-        notices=() if device == "cuda" or asked else ("no GPU found: this run computes on the CPU",),
+        notices=(*notices, *(recipe.notices if isinstance(recipe, Tells) else ())),
     )
     problems = [problem for _, answer in host.ask("check_plan", plan=plan, device=device) for problem in answer or ()]
     if problems := problems or _nothing_claimed(plan, chosen):

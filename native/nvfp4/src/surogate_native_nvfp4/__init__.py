@@ -6,6 +6,8 @@
     eden       MS-EDEN: rounding to nearest with unbiased, stochastically rounded block scales (Quartet II)
     draws      random bits as a pure function of key and counter (Philox4x32-10)
     product    the matrix product of two quantised matrices, every product of values exact
+    operands   what emulation multiplies: values
+    packed     what Blackwell's matrix units multiply: bytes; unverified on hardware
 
 Every result is a function of the inputs alone: sums are trees of a fixed shape, no operation depends on the device or on the number
 of threads. Matrices are (rows, columns) with blocks along columns, the contracted dimension of a product.

@@ -1,4 +1,4 @@
-"""The kernels of NVFP4, for ``make gpu-check``."""
+"""The kernels of NVFP4 and cuBLASLt's product, for ``make gpu-check``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from surogate_native_kit.checks import Check, Run, Shape
 from torch import Tensor
 
-from surogate_native_nvfp4 import draws, kernel, reference
+from surogate_native_nvfp4 import draws, kernel, packed, reference
 from surogate_native_nvfp4.rotation import RHT_SIGNS
 
 KEY = (0x12345678, 0xFEDCBA98)
@@ -82,4 +82,37 @@ def _checks(dtype: torch.dtype) -> list[Check]:
     return found
 
 
-CHECKS = tuple(check for dtype in (torch.bfloat16, torch.float32) for check in _checks(dtype))
+def _operands(shape: Shape, draw: Callable[..., Tensor]) -> Sequence[Tensor]:
+    m, n, k = shape
+    a, b = (packed.quantised(draw(rows, k), four_over_six="mse") for rows in (m, n))
+    return a.codes, b.codes, a.scales, b.scales, a.decode, b.decode
+
+
+def _bf16(a: Tensor, b: Tensor, a_scales: Tensor, b_scales: Tensor, *decode: Tensor) -> Sequence[Tensor]:
+    left, right = (packed.Operand(*one).values for one in ((a, a_scales, decode[0]), (b, b_scales, decode[1])))
+    return (left @ right.t(),)
+
+
+PRODUCT = Check(
+    name="scaled_mm",
+    inputs=_operands,
+    kernel=lambda *given: (torch.ops.surogate_nvfp4.scaled_mm(*given, torch.bfloat16),),
+    reference=lambda *given: (packed.scaled_mm(*given, torch.bfloat16),),
+    shapes=((1, 16, 32), (33, 50, 80), (130, 144, 272)),
+    large=(8192, 8192, 8192),
+    traffic=lambda shape: 9 * (shape[0] + shape[1]) * shape[2] // 16 + 2 * shape[0] * shape[1],
+    flops=lambda shape: 2 * shape[0] * shape[1] * shape[2],
+    close=3e-3,  # of a result in bfloat16
+    baseline=("bf16, unpacked", _bf16),
+    on_host=False,
+)
+"""Unverified on hardware."""
+
+
+def _products() -> tuple[Check, ...]:
+    """None on a GPU without such matrix units, where there is nothing to check."""
+    lacks = torch.cuda.is_available() and torch.cuda.get_device_capability() < (10, 0)
+    return () if lacks else (PRODUCT,)
+
+
+CHECKS = (*(check for dtype in (torch.bfloat16, torch.float32) for check in _checks(dtype)), *_products())

@@ -85,6 +85,11 @@ def unpack(packed: Tensor) -> Tensor:
     return torch.stack((packed & 15, packed >> 4), dim=-1).flatten(1)
 
 
+def byte_values(device: torch.device) -> Tensor:
+    """(256, 2) float32: the two values of each byte."""
+    return e2m1_values(unpack(torch.arange(256, dtype=torch.uint8, device=device)[:, None]))
+
+
 def swizzle(scales: Tensor) -> Tensor:
     """Block scales (rows, blocks of the contracted dimension), one byte each, in the order that Blackwell's matrix units read:
     atoms of 128 rows x 4 blocks, 512 bytes, the blocks' dimension fastest. Rows are padded to 128 and blocks to 4 with zeros.

@@ -1,7 +1,7 @@
 """The kernels: results allocated, bodies launched; for tensors on the CPU the bodies run on the host. The tests compile them for
 every architecture and run them on the host; they have not been run on a GPU.
 
-They are not in the path of the recipes: without block-scaled matrix products these are emulated.
+The recipes call them, through :mod:`surogate_native_nvfp4.packed`, on a GPU that has block-scaled matrix units.
 
 An operand is a matrix (rows, columns), blocks along columns, bfloat16 or float32. ``turned``: given is its transpose in memory.
 ``factor`` (float32 scalar): every value is multiplied by it first. ``signs`` (float32, 16 or 128): it is then rotated as

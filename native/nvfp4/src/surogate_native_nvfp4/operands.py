@@ -8,6 +8,7 @@ the same strides, so that a product's sums have the same order.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from ctypes import c_int64, c_void_p
 
 import torch
@@ -37,6 +38,19 @@ class Operand:
 
     values: Tensor
     decode: Tensor
+
+    def tensors(self, both: bool = False) -> tuple[Tensor, ...]:
+        """What :meth:`of` makes the operand from, and :meth:`turned_of` its transpose, which takes nothing more if ``both`` are
+        wanted: q * s in bfloat16, which is exact."""
+        return self.values.to(torch.bfloat16), self.decode
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor]) -> Operand:
+        return cls(*tensors)
+
+    @classmethod
+    def turned_of(cls, tensors: Sequence[Tensor]) -> Operand:
+        return cls(tensors[0].t(), tensors[1])
 
 
 def quantised(
@@ -87,9 +101,11 @@ def quantised_eden(
     return Operand(made.scaled(), made.decode)
 
 
-def product(a: Operand, b: Operand) -> Tensor:
-    """a · b^T, float32."""
-    return multiply(a.values, b.values, a.decode * b.decode)
+def product(a: Operand, b: Operand, dtype: torch.dtype = torch.float32, *, kernels: str = "auto") -> Tensor:
+    """a · b^T, in float32 and rounded to ``dtype``; columns that only one of them has are padding. Torch multiplies under any
+    ``kernels``."""
+    width = min(a.values.shape[1], b.values.shape[1])
+    return multiply(a.values[:, :width], b.values[:, :width], a.decode * b.decode).to(dtype)
 
 
 def compiled(x: Tensor, kernels: str) -> bool:

@@ -5,6 +5,9 @@ Operands and results are as in :mod:`surogate_native_nvfp4.kernel`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -41,11 +44,15 @@ for _name, _meta in _META.items():
     _library.impl(_name, _meta, "Meta")
 
 
+def _chosen(name: str, kernels: str) -> Callable[..., Any]:
+    return getattr(reference if kernels == "reference" else torch.ops.surogate_nvfp4, name)
+
+
 def rotate(
-    x: Tensor, signs: Tensor, *, factor: Tensor | None = None, turned: bool = False, out: bool = True
+    x: Tensor, signs: Tensor, *, factor: Tensor | None = None, turned: bool = False, out: bool = True, kernels: str = "auto"
 ) -> tuple[Tensor, Tensor]:
-    """:func:`surogate_native_nvfp4.kernel.rotate` on the tensors' device."""
-    return torch.ops.surogate_nvfp4.rotate(x, signs, factor, turned, out)
+    """:func:`surogate_native_nvfp4.kernel.rotate` on the tensors' device, or its definition where ``kernels = "reference"``."""
+    return _chosen("rotate", kernels)(x, signs, factor, turned, out)
 
 
 def quantise(
@@ -61,10 +68,11 @@ def quantise(
     step: Tensor | None = None,
     base: int = 0,
     fake: bool = False,
+    kernels: str = "auto",
 ) -> Results:
-    """:func:`surogate_native_nvfp4.kernel.quantise` on the tensors' device."""
+    """:func:`surogate_native_nvfp4.kernel.quantise`, likewise."""
     given = x, amax, signs, factor, turned, square, four_over_six
-    return torch.ops.surogate_nvfp4.quantise(*given, key, step, base, fake)
+    return _chosen("quantise", kernels)(*given, key, step, base, fake)
 
 
 def quantise_eden(
@@ -78,6 +86,7 @@ def quantise_eden(
     step: Tensor | None = None,
     base: int = 0,
     fake: bool = False,
+    kernels: str = "auto",
 ) -> Results:
-    """:func:`surogate_native_nvfp4.kernel.quantise_eden` on the tensors' device."""
-    return torch.ops.surogate_nvfp4.quantise_eden(x, amax, signs, factor, turned, key, step, base, fake)
+    """:func:`surogate_native_nvfp4.kernel.quantise_eden`, likewise."""
+    return _chosen("quantise_eden", kernels)(x, amax, signs, factor, turned, key, step, base, fake)

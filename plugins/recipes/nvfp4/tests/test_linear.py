@@ -20,7 +20,7 @@ M, K, N = 32, 48, 64
 
 
 def make(rows: int = N, columns: int = K, name: str = "model.layers.0.mlp.up_proj", seed: int = 1234, **options: Any) -> Slot:
-    recipe = linear.build(Options(**options), testing.context(train_seed=seed))
+    recipe = linear.build(Options(**options), testing.context(train_seed=seed, recipe_backend="emulated"))
     return recipe.linear(testing.site(rows, columns, name=name))
 
 
@@ -205,8 +205,9 @@ def test_what_each_option_moves(option: dict[str, Any], moved: tuple[bool, ...])
 
 
 def test_conforms() -> None:
-    testing.check_recipe(linear.build(Options(), testing.context()), bound=0.22)
-    testing.check_recipe(linear.build(Options(), testing.context()), bound=0.22, where=testing.site(45, 33))
+    recipe = linear.build(Options(), testing.context(recipe_backend="emulated"))
+    testing.check_recipe(recipe, bound=0.22)
+    testing.check_recipe(recipe, bound=0.22, where=testing.site(45, 33))
 
 
 def test_what_is_not_finite_is_seen() -> None:

@@ -9,11 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from surogate_native_nvfp4 import operands
-from surogate_recipe_nvfp4 import plugin
+from surogate_recipe_nvfp4 import linear, plugin
 
 import surogate_core
 from surogate_core import testing
+from surogate_core.config import load
 from surogate_core.errors import ConfigError, PlanError
+from surogate_core.host import load_host
+from surogate_core.plan import Plan, build, make_plan
 
 ROWS = [{"text": f"{number} and {number + 3} and then {number * 7}"} for number in range(24)]
 Go = Callable[..., tuple[Path, list[float]]]
@@ -112,13 +115,48 @@ def test_a_device_without_it_is_refused(go: Go, recipe: str, backend: str) -> No
     assert 'recipe_backend = "emulated"' in caught.value.problems[0].how
 
 
-@pytest.mark.parametrize("backend", ["auto", "native"])
-def test_a_device_with_it_is_refused_while_there_are_no_kernels(go: Go, monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
+def planned(base: dict[str, Any], **changes: Any) -> Plan:
+    host = load_host()
+    return make_plan(load({**base, "output_dir": "out", **changes}, host), host)
+
+
+@pytest.mark.parametrize("recipe", ["nvfp4", "nvfp4_quartet"])
+@pytest.mark.parametrize("capability", [(10, 0), (12, 0)], ids=str)
+@pytest.mark.parametrize("kernels", ["auto", "native", "reference"])
+def test_a_device_with_it_is_told_that_it_is_unverified(
+    base: dict[str, Any], monkeypatch: pytest.MonkeyPatch, recipe: str, capability: tuple[int, int], kernels: str
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (10, 0))
-    with pytest.raises(PlanError, match="nvfp4 has no 4-bit matrix products for cutlass in this version") as caught:
-        go(recipe_backend=backend)
-    assert "emulated" in caught.value.problems[0].how
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    for backend in ("auto", "native"):
+        plan = planned(base, recipe=recipe, recipe_backend=backend, kernels=kernels)
+        assert plan.recipe.rules.native
+        assert "notice       4-bit products on this GPU are unverified on hardware" in plan.render()
+    plan = planned(base, recipe=recipe)
+    assert not plan.recipe.rules.native
+    assert "unverified" not in plan.render()
+
+
+@pytest.mark.parametrize("recipe", ["nvfp4", "nvfp4_quartet"])
+def test_a_device_below_it_is_refused(base: dict[str, Any], monkeypatch: pytest.MonkeyPatch, recipe: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    with pytest.raises(PlanError, match=rf"{recipe} needs sm_100\+, this machine has a GPU of compute capability 9.0") as caught:
+        planned(base, recipe=recipe, recipe_backend="native")
+    how = caught.value.problems[0].how
+    assert 'set recipe = "fp8_hybrid", which runs here, or recipe_backend = "emulated"' in how
+
+
+@pytest.mark.parametrize("recipe", ["nvfp4", "nvfp4_quartet"])
+def test_a_native_run_by_the_definitions_has_the_losses_of_an_emulated_one(
+    go: Go, plain: Any, monkeypatch: pytest.MonkeyPatch, recipe: str
+) -> None:
+    """On a CPU that is said to have 4-bit products."""
+    monkeypatch.setattr(build, "_lacks", lambda offer, device: None)
+    checkpoint, losses = go(recipe=recipe, recipe_backend="native")
+    assert losses == pytest.approx(plain[recipe][1], rel=1e-4)
+    records = [json.loads(line) for line in (checkpoint.parent / "metrics.jsonl").read_text().splitlines()]
+    assert linear.UNVERIFIED in [record["text"] for record in records if record["kind"] == "notice"]
 
 
 @pytest.mark.parametrize("backend", ["auto", "native", "emulated"])
@@ -136,8 +174,8 @@ def test_cudnn_is_refused_on_every_device(
     if backend == "emulated":
         assert "fp4_backend = 'cudnn' cannot be used: emulation calls no library" in found.what
     elif capability and capability >= (10, 0):
-        assert "no 4-bit matrix products for cudnn in this version: the order of scales that it reads is tested" in found.what
-        assert "a product by it has never run" in found.what
+        assert "fp4_backend = 'cudnn' cannot be used: no product by it has ever run" in found.what
+        assert "only the order of scales that it reads is tested" in found.what
     else:
         assert "nvfp4 needs sm_100+" in found.what
     assert found.where
@@ -159,7 +197,7 @@ def test_kernels_change_no_bit(go: Go, plain: Any, recipe: str) -> None:
 
 def test_kernels_that_are_not_there_are_refused(go: Go, monkeypatch: pytest.MonkeyPatch) -> None:
     (found,) = plugin._native("nvfp4", "cuda")
-    assert "nvfp4 runs no native kernels on a GPU in this version" in found.what
+    assert "nvfp4, emulated, runs no native kernels on a GPU in this version" in found.what
     operands.available.cache_clear()
     operands._program.cache_clear()
     monkeypatch.setenv("CXX", "no-such-compiler")

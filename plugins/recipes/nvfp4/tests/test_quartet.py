@@ -17,7 +17,7 @@ M, K, N = 128, 160, 256
 
 
 def make(rows: int = N, columns: int = K, **options: Any) -> Slot:
-    return quartet.build(Options(**options), testing.context()).linear(testing.site(rows, columns))
+    return quartet.build(Options(**options), testing.context(recipe_backend="emulated")).linear(testing.site(rows, columns))
 
 
 def operands(m: int = M, k: int = K, n: int = N, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
@@ -120,5 +120,6 @@ def test_what_each_option_moves(option: dict[str, Any], moved: tuple[bool, ...])
 
 
 def test_conforms() -> None:
-    testing.check_recipe(quartet.build(Options(), testing.context()), bound=0.2)
-    testing.check_recipe(quartet.build(Options(), testing.context()), bound=0.2, where=testing.site(45, 33))
+    recipe = quartet.build(Options(), testing.context(recipe_backend="emulated"))
+    testing.check_recipe(recipe, bound=0.2)
+    testing.check_recipe(recipe, bound=0.2, where=testing.site(45, 33))

@@ -1,17 +1,31 @@
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
+from attrs import evolve
 from surogate_recipe_nvfp4 import linear, quartet
 from surogate_recipe_nvfp4.plugin import Options
 from surogate_recipe_nvfp4.slot import Slot
 from torch import Tensor, nn
 
 from surogate_core import testing
+from surogate_core.contracts import Context
 
-both = pytest.mark.parametrize("module", [linear, quartet], ids=["nvfp4", "nvfp4_quartet"])
+
+class Backend(NamedTuple):
+    """A recipe's module under one ``recipe_backend``."""
+
+    module: Any
+    backend: str
+
+    def build(self, options: Options, context: Context) -> Any:
+        return self.module.build(options, evolve(context, config=evolve(context.config, recipe_backend=self.backend)))
+
+
+BACKENDS = [Backend(module, backend) for module in (linear, quartet) for backend in ("native", "emulated")]
+both = pytest.mark.parametrize("module", BACKENDS, ids=lambda one: f"{one.module.__name__.rpartition('.')[2]}-{one.backend}")
 
 
 def make(module: Any, name: str = "model.layers.0.mlp.up_proj", seed: int = 1234) -> Slot:

@@ -60,8 +60,7 @@ class Nvfp4(nn.Module):
         return True
 
     def unpack(self, dtype: torch.dtype) -> Tensor:
-        codes = torch.arange(256, dtype=torch.uint8, device=self.weight.device)
-        pairs = formats.e2m1_values(formats.unpack(codes[:, None]))  # (256, 2): the two values of a byte
+        pairs = formats.byte_values(self.weight.device)
         found = torch.empty(self.rows, self.columns, dtype=dtype, device=self.weight.device)
         for at in self._pieces():
             values = F.embedding(self.weight[at].int(), pairs).view(-1, self.weight_scale.shape[1], BLOCK)

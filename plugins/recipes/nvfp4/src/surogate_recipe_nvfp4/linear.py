@@ -9,21 +9,23 @@ The three products of a linear layer with x (M, K), W (N, K), dy (M, N); blocks 
 
 Four over six is used in y and dW; in dx it would move the bias of clipping into the gradient of every layer below. Each operand is
 quantised from the values themselves, never from another quantised copy. Sizes that 16 does not divide are padded with zeros.
+
+Natively the operands are bytes that Blackwell's matrix units multiply, which is unverified on hardware
+(:mod:`surogate_native_nvfp4.packed`); emulated they are the same values, multiplied where that is exact.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
 import torch
 from attrs import frozen
-from surogate_native_nvfp4 import BLOCK, quantise, rotate
+from surogate_native_nvfp4 import BLOCK, operands, packed, quantise, rotate
 from surogate_native_nvfp4.blocks import Metric
 from surogate_native_nvfp4.draws import Draw
 from surogate_native_nvfp4.kernel import whole
-from surogate_native_nvfp4.operands import Operand, product, quantised
-from surogate_native_nvfp4.product import multiply
 from surogate_native_nvfp4.rotation import signs_of
 from torch import Tensor, nn
 
@@ -31,25 +33,42 @@ from surogate_core.contracts import Context, Site
 from surogate_recipe_nvfp4.plugin import Options
 from surogate_recipe_nvfp4.slot import Quantised, Slot, add_bias, bias_gradient, forget, shown
 
+UNVERIFIED = (
+    "4-bit products on this GPU are unverified on hardware: everything up to their launch is tested, that it runs is not; "
+    '`surogate recipe report` compares them with bf16, recipe_backend = "emulated" computes the same without them'
+)
+
 
 @frozen
 class Rules:
     """four_over_six: the error that chooses, or None; rotated, stochastic: what is done to the operands of gradients; kernels: the
-    option, which changes no result."""
+    option, which changes no result; native: products of bytes, otherwise emulated."""
 
     four_over_six: Metric | None = "mse"
     rotated: bool = True
     stochastic: bool = True
     kernels: str = "auto"
+    native: bool = False
 
     @classmethod
-    def of(cls, options: Options, kernels: str) -> Rules:
+    def of(cls, options: Options, context: Context) -> Rules:
         return cls(
-            kernels=kernels,
+            kernels=context.config.kernels,
+            native=context.config.recipe_backend != "emulated",
             four_over_six="mse" if options.fp4_four_over_six else None,
             rotated=not options.no_fp4_hadamard,
             stochastic=not options.no_fp4_stochastic_rounding,
         )
+
+    @property
+    def operands(self) -> ModuleType:
+        """Operands, how they are quantised and multiplied: two modules with the same functions."""
+        return packed if self.native else operands
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """For the plan."""
+        return (UNVERIFIED,) if self.native else ()
 
 
 class Product(torch.autograd.Function):
@@ -57,33 +76,36 @@ class Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, slot: Slot, rules: Rules) -> Tensor:
-        values, decode = slot.weight(weight)
-        rows = quantised(x, four_over_six=rules.four_over_six, kernels=rules.kernels)
+        made = slot.weight(weight)
+        rows = rules.operands.quantised(x, four_over_six=rules.four_over_six, kernels=rules.kernels)
         # the copy of a parameter is asked for again: where it is kept is not for autograd to say
         ctx.weight = weight if isinstance(weight, nn.Parameter) else None
-        ctx.save_for_backward(x, *((values, decode) if ctx.weight is None else ()), bias)
+        ctx.save_for_backward(x, *(made if ctx.weight is None else ()), bias)
         ctx.slot, ctx.rules, ctx.weight_dtype = slot, rules, weight.dtype
-        return add_bias(multiply(rows.values, values, rows.decode * decode), bias, x.dtype)
+        wanted = x.dtype if bias is None else torch.float32  # with a bias it is rounded once, after that
+        return add_bias(rules.operands.product(rows, rules.operands.Operand.of(made), wanted, kernels=rules.kernels), bias, x.dtype)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, *made, bias = ctx.saved_tensors
-        values, decode = made or ctx.slot.weight(ctx.weight)
         rules = ctx.rules
         dgrad, wgrad = draws_of(ctx.slot, *dy.shape) if rules.stochastic else (None, None)
         dx = dw = None
         if ctx.needs_input_grad[0]:
-            rows = quantised(dy, draw=dgrad, kernels=rules.kernels)
-            dx = multiply(rows.values[:, : dy.shape[1]], values.t(), rows.decode * decode)[:, : x.shape[1]].to(x.dtype)
+            rows = rules.operands.quantised(dy, draw=dgrad, kernels=rules.kernels)
+            right = rules.operands.Operand.turned_of(made or ctx.slot.weight(ctx.weight))
+            dx = rules.operands.product(rows, right, x.dtype, kernels=rules.kernels)[:, : x.shape[1]]
         if ctx.needs_input_grad[1]:
-            dw = product(along_rows(dy, rules, wgrad), along_rows(x, rules)).to(ctx.weight_dtype)
+            left, right = along_rows(dy, rules, wgrad), along_rows(x, rules)
+            dw = rules.operands.product(left, right, ctx.weight_dtype, kernels=rules.kernels)
         return dx, dw, bias_gradient(dy, bias) if ctx.needs_input_grad[2] else None, None, None
 
 
-def along_rows(x: Tensor, rules: Rules, draw: Draw | None = None) -> Operand:
+def along_rows(x: Tensor, rules: Rules, draw: Draw | None = None) -> Any:
     """x (M, columns) as an operand of the weight gradient: turned, and rotated along M if ``rules`` say so."""
     signs = signs_of(x.device) if rules.rotated else None
-    return quantised(x, signs=signs, turned=True, four_over_six=rules.four_over_six, draw=draw, kernels=rules.kernels)
+    metric, kernels = rules.four_over_six, rules.kernels
+    return rules.operands.quantised(x, signs=signs, turned=True, four_over_six=metric, draw=draw, kernels=kernels)
 
 
 def draws_of(slot: Slot, rows: int, columns: int) -> tuple[Draw, Draw]:
@@ -110,8 +132,12 @@ class Nvfp4:
 
     def weight(self, weight: Tensor) -> Quantised:
         metric, kernels = self.rules.four_over_six, self.rules.kernels
-        found = quantised(weight.detach(), square=True, four_over_six=metric, kernels=kernels)
-        return found.values.to(torch.bfloat16), found.decode
+        found = self.rules.operands.quantised(weight.detach(), square=True, four_over_six=metric, kernels=kernels)
+        return found.tensors(both=True)
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        return self.rules.notices
 
     @property
     def bounds(self) -> dict[str, float]:
@@ -140,4 +166,4 @@ class Nvfp4:
 
 
 def build(options: Options, context: Context) -> Nvfp4:
-    return Nvfp4(Rules.of(options, context.config.kernels), context.config.train_seed)
+    return Nvfp4(Rules.of(options, context), context.config.train_seed)

@@ -15,11 +15,6 @@ if TYPE_CHECKING:
     from surogate_core.plan import Plan
 
 NAMES = ("nvfp4", "nvfp4_quartet")
-EXISTS = {
-    "cutlass": "one is compiled for sm_100a, and has never run",
-    "cudnn": "the order of scales that it reads is tested, a product by it has never run",
-}
-"""What there is instead, by backend."""
 
 
 @frozen(kw_only=True)
@@ -27,7 +22,11 @@ class Options:
     """Options of the recipes `nvfp4` and `nvfp4_quartet`."""
 
     fp4_backend: Literal["cutlass", "cudnn"] = field(
-        default="cutlass", metadata=doc("Library of the 4-bit matrix products on a GPU that has them. Emulation uses none.")
+        default="cutlass",
+        metadata=doc(
+            "Whose order of block scales the 4-bit matrix products of a GPU read. `cutlass`: that of its Sm1xxBlkScaledConfig; the "
+            "products are cuBLASLt's, which reads the same. `cudnn` is not available. Emulation reads none."
+        ),
     )
     fp4_four_over_six: bool = field(
         default=True, metadata=doc("Map the largest value of a block to 6 or to 4, whichever has the smaller square error.")
@@ -67,36 +66,29 @@ def check_plan(plan: Plan, device: str) -> list[Problem]:
     core = plan.config.core
     if normal_name(core.recipe) not in NAMES:
         return []
-    backend = plan.config.of(Options).fp4_backend
-    emulate = 'set recipe_backend = "emulated", which runs the exact arithmetic of the recipe through bfloat16 products'
+    backend, emulated = plan.config.of(Options).fp4_backend, core.recipe_backend == "emulated"
     problems = []
-    if core.recipe_backend != "emulated":
+    if backend != "cutlass":
+        what = "no product by it has ever run, only the order of scales that it reads is tested"
+        why = "emulation calls no library of 4-bit products" if emulated else what
         problems.append(
             Problem(
-                f"{core.recipe} has no 4-bit matrix products for {backend} in this version: {EXISTS[backend]}",
-                where=f'recipe_backend = "{core.recipe_backend}", fp4_backend = "{backend}"',
-                how=emulate,
-            )
-        )
-    elif backend != "cutlass":
-        problems.append(
-            Problem(
-                f"fp4_backend = {backend!r} cannot be used: emulation calls no library of 4-bit products",
-                where='fp4_backend, with recipe_backend = "emulated"',
+                f"fp4_backend = {backend!r} cannot be used: {why}",
+                where=f'fp4_backend, with recipe_backend = "{core.recipe_backend}"',
                 how="leave fp4_backend at its default",
             )
         )
-    if core.kernels == "native":
+    if core.kernels == "native" and emulated:
         problems += _native(core.recipe, device)
     return problems
 
 
 def _native(recipe: str, device: str) -> Sequence[Problem]:
-    """Why ``kernels = "native"`` cannot be had: on a CPU there is code for it, which needs a compiler."""
+    """Why emulation cannot have ``kernels = "native"``: on a CPU there is code for it, which needs a compiler."""
     from surogate_native_nvfp4.operands import available
 
     if device != "cpu":
-        what = f"{recipe} runs no native kernels on a GPU in this version, only their definitions in plain torch"
+        what = f"{recipe}, emulated, runs no native kernels on a GPU in this version, only their definitions in plain torch"
         return [Problem(what, where='kernels = "native"', how='set kernels = "auto" or "reference"')]
     try:
         available("native")

@@ -7,7 +7,7 @@ The products of a linear layer with x (M, K), W (N, K), dy (M, N); blocks of 1 x
     dW = eden(dy^T R [M]) · eden(x'^T R [M])
 
 ``eden`` is MS-EDEN: to nearest, with the bias taken out by stochastically rounded block scales. Sizes that 16, or 128 in gradients,
-does not divide are padded with zeros.
+does not divide are padded with zeros. Natively, which is unverified on hardware, operands are bytes as in the other recipe.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ from attrs import frozen
 from surogate_native_nvfp4 import BLOCK, Blocks, draws, quantise, quantise_eden, rotate
 from surogate_native_nvfp4.draws import Draw
 from surogate_native_nvfp4.kernel import whole
-from surogate_native_nvfp4.operands import Operand, product, quantised, quantised_eden
-from surogate_native_nvfp4.product import multiply
 from torch import Tensor, nn
 
 from surogate_core.contracts import Context, Site
@@ -38,26 +36,30 @@ class Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, slot: Slot, rules: Rules) -> Tensor:
-        values, decode = slot.weight(weight)
-        rows = quantised(x, four_over_six=rules.four_over_six, kernels=rules.kernels)
+        made = slot.weight(weight)
+        rows = rules.operands.quantised(x, four_over_six=rules.four_over_six, kernels=rules.kernels)
+        kept = rows.tensors()
         ctx.weight = weight if isinstance(weight, nn.Parameter) else None  # as in the other recipe
-        ctx.save_for_backward(rows.values.to(torch.bfloat16), rows.decode, *((values, decode) if ctx.weight is None else ()), bias)
-        ctx.slot, ctx.rules, ctx.dtypes, ctx.width = slot, rules, (x.dtype, weight.dtype), x.shape[1]
-        return add_bias(multiply(rows.values, values, rows.decode * decode), bias, x.dtype)
+        ctx.save_for_backward(*kept, *(made if ctx.weight is None else ()), bias)
+        ctx.slot, ctx.rules, ctx.dtypes, ctx.width, ctx.kept = slot, rules, (x.dtype, weight.dtype), x.shape[1], len(kept)
+        wanted = x.dtype if bias is None else torch.float32  # as in the other recipe
+        return add_bias(rules.operands.product(rows, rules.operands.Operand.of(made), wanted, kernels=rules.kernels), bias, x.dtype)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        rows, rows_decode, *made, bias = ctx.saved_tensors
-        values, decode = made or ctx.slot.weight(ctx.weight)
-        (m, n), k = dy.shape, values.shape[1]
+        *saved, bias = ctx.saved_tensors
+        kept, made, rules = saved[: ctx.kept], saved[ctx.kept :], ctx.rules
+        (m, n), k = dy.shape, whole(ctx.width, BLOCK)
         dgrad, wgrad = drawn(ctx.slot, (m, k, n), (n, k, m))
         dx = dw = None
         if ctx.needs_input_grad[0]:
-            left, right = Side(dy), Side(values, decode, turned=True)
-            dx = unbiased(left, right, ctx.rules, dgrad)[:, : ctx.width].to(ctx.dtypes[0])
+            weight = rules.operands.Operand.of(made or ctx.slot.weight(ctx.weight))
+            left, right = Side(dy), Side(weight.values, weight.decode, turned=True)
+            dx = unbiased(left, right, rules, dgrad, ctx.dtypes[0])[:, : ctx.width]
         if ctx.needs_input_grad[1]:
-            left, right = Side(dy, turned=True), Side(rows, rows_decode, turned=True)
-            dw = unbiased(left, right, ctx.rules, wgrad)[:, : ctx.width].to(ctx.dtypes[1])
+            rows = rules.operands.Operand.of(kept)
+            left, right = Side(dy, turned=True), Side(rows.values, rows.decode, turned=True)
+            dw = unbiased(left, right, rules, wgrad, ctx.dtypes[1])[:, : ctx.width]
         return dx, dw, bias_gradient(dy, bias) if ctx.needs_input_grad[2] else None, None, None
 
 
@@ -92,12 +94,12 @@ def _scales(size: int) -> int:
     return whole(size, GROUP) // BLOCK
 
 
-def unbiased(left: Side, right: Side, rules: Rules, drawn: Drawn) -> Tensor:
-    """left · right^T, both rotated alike and quantised by MS-EDEN."""
+def unbiased(left: Side, right: Side, rules: Rules, drawn: Drawn, dtype: torch.dtype) -> Tensor:
+    """left · right^T in ``dtype``, both rotated alike and quantised by MS-EDEN."""
     signs = drawn.signs if rules.rotated else None
 
-    def operand(side: Side, draw: Draw) -> Operand:
-        return quantised_eden(
+    def operand(side: Side, draw: Draw) -> Any:
+        return rules.operands.quantised_eden(
             side.matrix,
             signs=signs,
             factor=side.factor,
@@ -106,7 +108,7 @@ def unbiased(left: Side, right: Side, rules: Rules, drawn: Drawn) -> Tensor:
             kernels=rules.kernels,
         )
 
-    return product(operand(left, drawn.left), operand(right, drawn.right))
+    return rules.operands.product(operand(left, drawn.left), operand(right, drawn.right), dtype, kernels=rules.kernels)
 
 
 def eden(matrix: Tensor, rules: Rules, signs: Tensor, draw: Draw) -> tuple[Tensor, Blocks]:
@@ -133,8 +135,12 @@ class Quartet:
         return Slot(site, self.seed, compute, self.weight)
 
     def weight(self, weight: Tensor) -> Quantised:
-        found = quantised(weight.detach(), four_over_six=self.rules.four_over_six, kernels=self.rules.kernels)
-        return found.values.to(torch.bfloat16), found.decode
+        rules = self.rules
+        return rules.operands.quantised(weight.detach(), four_over_six=rules.four_over_six, kernels=rules.kernels).tensors()
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        return self.rules.notices
 
     @property
     def bounds(self) -> dict[str, float]:
@@ -165,4 +171,4 @@ class Quartet:
 
 
 def build(options: Options, context: Context) -> Quartet:
-    return Quartet(Rules.of(options, context.config.kernels), context.config.train_seed)
+    return Quartet(Rules.of(options, context), context.config.train_seed)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from surogate_core.contracts import Copies, Site
 
 WORD = 0xFFFFFFFF
-Quantised = tuple[Tensor, Tensor]
-"""(q * s in bfloat16, which is exact, (rows, columns); decode scale, float32 scalar)."""
+Quantised = tuple[Tensor, ...]
+"""What an operand is made from, of :mod:`surogate_native_nvfp4.operands` or, natively, of :mod:`surogate_native_nvfp4.packed`."""
 
 
 class Slot(nn.Module):
@@ -48,8 +48,7 @@ class Slot(nn.Module):
         once in an optimizer step (:func:`forget`). One that is unpacked for each use is not kept, unless ``copies`` says so."""
         state = (weight.data_ptr(), weight._version, weight.dtype, weight.device)
         self.trained = weight.requires_grad
-        values, decode = self.copies.get(weight, state, lambda: self.weights(weight))
-        return values, decode
+        return self.copies.get(weight, state, lambda: self.weights(weight))
 
     def draw(self, *counts: int) -> tuple[Draw, ...]:
         """Random words of this backward pass, as many for each part as asked for, each part from a counter of its own on."""
