@@ -42,6 +42,16 @@ DOUBLE = Check(
 )
 
 
+def test_what_a_gpu_lacks_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = attrs.evolve(DOUBLE, on_host=False, needs=(8, 9))
+    assert DOUBLE.lacks("cpu") == ""
+    assert library.lacks("cpu") == "a library's kernel needs a GPU"
+    for capability, said in (((8, 6), "it needs compute capability 8.9"), ((8, 9), ""), ((10, 0), "")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda found=capability: found)
+        assert library.lacks("cuda") == said
+        assert DOUBLE.lacks("cuda") == ""
+
+
 def unwritten(x: Tensor) -> list[Tensor]:
     y = torch.empty_like(x)
     y[:2] = x[:2] * 2

@@ -86,6 +86,7 @@ CHECKS = (
             close=3e-3,  # of a result in bfloat16
             baseline=("bf16 with casts", _bf16),
             on_host=False,
+            needs=(8, 9),
         )
         for dtype in (E4M3, E5M2)
     ),

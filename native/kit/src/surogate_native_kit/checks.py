@@ -37,6 +37,7 @@ class Check:
     timed      ``timed(*inputs)`` gives what is timed, for a kernel with preparations that are made once and not at every call
     baseline   what a user would have otherwise, with its name
     on_host    whether the kernel's body can run on the host; a library's cannot
+    needs      least compute capability of a GPU that has what it computes with
     """
 
     name: str
@@ -51,6 +52,17 @@ class Check:
     timed: Callable[..., Callable[[], object]] | None = field(default=None)
     baseline: tuple[str, Run] | None = field(default=None)
     on_host: bool = True
+    needs: tuple[int, int] = (0, 0)
+
+    def lacks(self, device: str) -> str:
+        """Why it cannot be run on this device; empty where it can."""
+        if device == "cpu":
+            return "" if self.on_host else "a library's kernel needs a GPU"
+        return (
+            ""
+            if torch.cuda.get_device_capability() >= self.needs
+            else f"it needs compute capability {self.needs[0]}.{self.needs[1]}"
+        )
 
     def difference(self, shape: Shape, seed: int, device: str) -> str | None:
         """What differs between kernel and definition on fresh inputs, with memory that is written to poisoned; None where nothing

@@ -105,14 +105,8 @@ PRODUCT = Check(
     close=3e-3,  # of a result in bfloat16
     baseline=("bf16, unpacked", _bf16),
     on_host=False,
+    needs=(10, 0),
 )
 """Unverified on hardware."""
 
-
-def _products() -> tuple[Check, ...]:
-    """None on a GPU without such matrix units, where there is nothing to check."""
-    lacks = torch.cuda.is_available() and torch.cuda.get_device_capability() < (10, 0)
-    return () if lacks else (PRODUCT,)
-
-
-CHECKS = (*(check for dtype in (torch.bfloat16, torch.float32) for check in _checks(dtype)), *_products())
+CHECKS = (*(check for dtype in (torch.bfloat16, torch.float32) for check in _checks(dtype)), PRODUCT)
