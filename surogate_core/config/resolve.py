@@ -105,7 +105,7 @@ class Reading:
             return self.problem(path, what, f"remove it, or use type = {' or '.join(map(show, homes))}")
         if home:
             return self.problem(path, f"{name} needs {home}, which is not installed", f"pip install {home}")
-        pool = [*keys, *(DATASET_HOMES if table else (*NOT_BUILT, *(k for k in HOMES if k not in DATASET_HOMES)))]
+        pool = [*keys, *(DATASET_HOMES if table else (*LAYOUT.tables, *NOT_BUILT, *(k for k in HOMES if k not in DATASET_HOMES)))]
         found = nearest(name, set(pool)) or nearest(name, {*elsewhere, *HOMES})
         hint = " or ".join(f"{word} ({self.owner(word, format_name)})" for word in found)
         how = f"did you mean {hint}?" if hint else "`surogate explain` lists the keys; remove it"
@@ -119,6 +119,8 @@ class Reading:
         )
         if key:
             return str(key.owner)
+        if name in LAYOUT.tables:
+            return "a table"
         return NOT_AVAILABLE if name in NOT_BUILT else f"pip install {HOMES[name]}"
 
     # -------------------------------------------------------- names of offers

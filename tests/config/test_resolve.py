@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import random
+import re
 import string
+from collections.abc import Iterable
 from typing import Any
 
 import attrs
 import pytest
 from surogate_settings.sources import Given
-from surogate_settings.structure import choices, members
+from surogate_settings.structure import choices, make_converter, members
 
 from surogate_core.config import load
 from surogate_core.config.catalogue import Catalogue, Key, catalogue
 from surogate_core.config.known import HOMES, NAME_HOMES, NOT_BUILT, NOT_BUILT_NAMES
 from surogate_core.config.options import LAYOUT, CoreOptions, DatasetOptions
-from surogate_core.config.resolve import Reading
+from surogate_core.config.resolve import DATASET_HOMES, Reading
 from surogate_core.errors import ConfigError, Problem
 from surogate_core.host import Host, load_host
 
 BASE = {"path": "owner/name", "type": "instruction", "instruction_field": "q", "output_field": "a"}
 MINIMAL: dict[str, Any] = {"model": "owner/model", "datasets": [BASE]}
-TOP_KEYS = sorted({*(f.name for f in attrs.fields(CoreOptions)), *(key for key in NOT_BUILT if "." not in key)})
+TOP_KEYS = sorted({*(f.name for f in attrs.fields(CoreOptions)), *LAYOUT.tables, *NOT_BUILT, *HOMES} - DATASET_HOMES.keys())
 TABLE_KEYS = sorted(f.name for f in attrs.fields(DatasetOptions) if f.metadata.get("key", True))
-LETTERS = string.ascii_lowercase + "_"
+CONVERTER = make_converter()
+LETTERS = string.ascii_lowercase + string.digits + "_"
 
 
 def refused(host: Host, source: Any, overrides: Any = ()) -> list[Problem]:
@@ -32,20 +34,32 @@ def refused(host: Host, source: Any, overrides: Any = ()) -> list[Problem]:
     return list(caught.value.problems)
 
 
-def typos(word: str) -> set[str]:
-    """All deletions and swaps of neighbours; substitutions and insertions by two letters a place, drawn from a fixed seed."""
-    draw = random.Random(word)
-    found = {word[:i] + word[i + 1 :] for i in range(len(word))}
-    found |= {word[:i] + word[i + 1] + word[i] + word[i + 2 :] for i in range(len(word) - 1)}
-    for letter in draw.sample(LETTERS, 2):
-        found |= {word[:i] + letter + word[i + 1 :] for i in range(len(word))}
-        found |= {word[:i] + letter + word[i:] for i in range(len(word) + 1)}
-    return {typo for typo in found if typo not in (word, "")}
+def edits(word: str) -> tuple[set[str], set[str]]:
+    """All words one edit away: deletions and swaps of neighbours; substitutions and insertions of every letter."""
+    halves = [(word[:i], word[i:]) for i in range(len(word) + 1)]
+    fewer = {a + b[1:] for a, b in halves if b} | {a + b[1] + b[0] + b[2:] for a, b in halves if len(b) > 1}
+    other = {a + letter + rest for a, b in halves for letter in LETTERS for rest in (b, b[1:])}
+    return fewer - {word, ""}, other - {word}
+
+
+def near(keys: Iterable[str]) -> dict[str, set[str]]:
+    """Each typo of these keys → all of them that are one edit away from it."""
+    found: dict[str, set[str]] = {}
+    for key in keys:
+        for typo in set.union(*edits(key)):
+            found.setdefault(typo, set()).add(key)
+    return found
+
+
+def sample(key: str) -> set[str]:
+    """All deletions and swaps, and a tenth of the others: another tenth for each key."""
+    fewer, other = edits(key)
+    return fewer | set(sorted(other)[sum(key.encode()) % 10 :: 10])
 
 
 def unknown(known: Catalogue, path: str, format_name: str | None = None) -> Problem | None:
     """What one unknown key gives, without the rest of a configuration."""
-    reading = Reading(known, {path: Given("1", "c.toml:7")}, "c.toml")
+    reading = Reading(known, {path: Given("1", "c.toml:7")}, "c.toml", converter=CONVERTER)
     reading.unknown(path, format_name)
     return reading.problems[0] if reading.problems else None
 
@@ -55,25 +69,46 @@ def known(host: Host) -> Catalogue:
     return catalogue(host)
 
 
+@pytest.fixture(scope="module")
+def top(known: Catalogue) -> dict[str, set[str]]:
+    """Typos of the keys outside of the tables, without those that are themselves keys of some place."""
+    everywhere = {*known.keys, *TOP_KEYS, *known.base, *DATASET_HOMES, *(key for own in known.formats.values() for key in own)}
+    return {typo: keys for typo, keys in near({*known.keys, *TOP_KEYS}).items() if typo not in everywhere}
+
+
+@pytest.fixture(scope="module")
+def in_table(known: Catalogue) -> dict[str, set[str]]:
+    """Typos of the keys of a table of instructions, without those that are themselves keys of some place."""
+    own = {*known.table("instruction"), *DATASET_HOMES}
+    return {typo: keys for typo, keys in near(own).items() if typo not in {*own, *known.keys, *TOP_KEYS}}
+
+
+def assert_suggests(known: Catalogue, prefix: str, typo: str, keys: set[str]) -> None:
+    problem = unknown(known, prefix + typo, "instruction" if prefix else None)
+    assert problem is not None
+    assert problem.what == f"there is no key {typo}" + (' in a table of type = "instruction"' if prefix else "")
+    assert problem.where == f"c.toml:7, key {prefix}{typo}"
+    assert problem.how.startswith("did you mean ")
+    assert re.findall(r"(\S+) \(", problem.how) == sorted(keys), (typo, problem.how)
+
+
 @pytest.mark.parametrize("key", TOP_KEYS)
-def test_a_typo_of_a_key_suggests_that_key(known: Catalogue, key: str) -> None:
-    everything = {*known.keys, *NOT_BUILT, *HOMES, *known.base}
-    for typo in typos(key) - everything:
-        problem = unknown(known, typo)
-        assert problem is not None
-        assert problem.what == f"there is no key {typo}"
-        assert problem.where == f"c.toml:7, key {typo}"
-        assert f"{key} (" in problem.how, (typo, problem.how)
+def test_a_typo_of_a_key_suggests_all_keys_one_edit_away(known: Catalogue, top: dict[str, set[str]], key: str) -> None:
+    for typo in sample(key) & top.keys():
+        assert_suggests(known, "", typo, top[typo])
 
 
-@pytest.mark.parametrize("key", [*TABLE_KEYS, "instruction_field", "prompt_format", "messages_field", "text_field"])
-def test_a_typo_in_a_table_suggests_the_key_of_its_format(known: Catalogue, key: str) -> None:
-    kind = next((name for name, own in known.formats.items() if key in own), "text")
-    everything = {*known.table(kind), *known.keys, *HOMES, *(name for own in known.formats.values() for name in own)}
-    for typo in typos(key) - everything:
-        problem = unknown(known, f"datasets.0.{typo}", kind)
-        assert problem is not None
-        assert f"{key} (" in problem.how, (typo, problem.how)
+@pytest.mark.parametrize("key", sorted({*TABLE_KEYS, *DATASET_HOMES}))
+def test_a_typo_in_a_table_suggests_all_its_keys_one_edit_away(known: Catalogue, in_table: dict[str, set[str]], key: str) -> None:
+    for typo in sample(key) & in_table.keys():
+        assert_suggests(known, "datasets.0.", typo, in_table[typo])
+
+
+@pytest.mark.prove("150,000 typos take five minutes")
+def test_every_typo_of_every_key(known: Catalogue, top: dict[str, set[str]], in_table: dict[str, set[str]]) -> None:
+    for prefix, typos in (("", top), ("datasets.0.", in_table)):
+        for typo, keys in typos.items():
+            assert_suggests(known, prefix, typo, keys)
 
 
 def test_all_keys_that_are_equally_near_are_suggested_with_their_owners(known: Catalogue) -> None:

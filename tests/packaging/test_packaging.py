@@ -36,6 +36,16 @@ NATIVE = sorted(ROOT.glob("native/*/pyproject.toml"))
 LIBRARIES = sorted(ROOT.glob("libraries/*/pyproject.toml"))
 TESTING = ROOT / "libraries" / "testing" / "pyproject.toml"
 ALL = [*PLUGINS, *NATIVE, *LIBRARIES]
+ACROSS = {
+    "packaging": "the repository itself",
+    "prove": "full sweeps",
+    "data": "formats, tokenizers, templates and the pipeline together, on real files",
+    "docs": "the documentation against all plugins",
+    "gpu_check": "bench/gpu_check.py",
+    "real_model": "a run of a real model through the whole program",
+    "skips": "what tests say when they are skipped",
+}
+"""What tests/ has beside a mirror of surogate_core/."""
 every_distribution = pytest.mark.parametrize("path", ALL, ids=lambda path: "/".join(path.parts[-3:-1]))
 every_plugin = pytest.mark.parametrize("path", PLUGINS, ids=lambda path: "/".join(path.parts[-3:-1]))
 
@@ -136,6 +146,17 @@ def test_the_readme_has_a_config(path: Path) -> None:
 @every_distribution
 def test_there_are_tests(path: Path) -> None:
     assert list((path.parent / "tests").glob("test_*.py"))
+
+
+def test_the_tests_mirror_the_packages_of_the_core() -> None:
+    packages = {path.parent.name for path in (ROOT / "surogate_core").glob("*/__init__.py")}
+    modules = {path.stem for path in (ROOT / "surogate_core").glob("*.py")}
+    directories = {path.parent.name for path in sources(".py") if path.parent.parent == ROOT / "tests"}
+    files = {path.stem.removeprefix("test_") for path in sources(".py") if path.parent == ROOT / "tests"}
+    assert directories - packages == ACROSS.keys() & directories
+    assert files - packages - modules == ACROSS.keys() & files
+    assert packages <= directories | files
+    assert ACROSS.keys() <= directories | files, "an exception that is none any more"
 
 
 @every_distribution

@@ -46,6 +46,10 @@ class Unread(Loader):
         self.loader.exec_module(module)
         import attrs
         cls = getattr(module, CLASS)
+        if CLASS == "Reading":
+            typed = cls.typed
+            cls.typed = lambda self, key, path: key.default if key.name == KEY else typed(self, key, path)
+            return
         field = attrs.fields_dict(cls)[KEY]
         value = field.default.factory() if isinstance(field.default, attrs.Factory) else field.default
 
@@ -68,6 +72,11 @@ sys.meta_path.insert(0, Finder())
 """
 
 
+READ_BY_CONFIG = {"apply_recommended_values"}
+"""Keys that the configuration itself reads while it is made, before there is an object with attributes: what it reads is changed
+instead, and their tests are those of the configuration."""
+
+
 def keys() -> list[tuple[type, str]]:
     """(class, key) of every option that has a default: one without cannot be left unread."""
     offers = [offer for plugin in load_host().plugins for _, offer in plugin.offers]
@@ -86,7 +95,7 @@ def tests_naming(key: str) -> list[str]:
     word = re.compile(rf"\b{key}\b")
     named = [path for path in files if not {"packaging", "prove"} & set(path.parts) and word.search(path.read_text("utf-8"))]
     # tests of the configuration itself look at the classes, not at who reads them
-    readers = [path for path in named if not path.is_relative_to(ROOT / "tests" / "config")]
+    readers = [path for path in named if key in READ_BY_CONFIG or not path.is_relative_to(ROOT / "tests" / "config")]
     return [str(path) for path in sorted(readers, key=lambda path: (path.name == "test_real_model.py", path.stat().st_size))]
 
 
@@ -94,12 +103,13 @@ def first_failure(cls: type, key: str) -> str | None:
     files = tests_naming(key)
     if not files:
         return None
+    changed = "surogate_core.config.resolve Reading" if key in READ_BY_CONFIG else f"{cls.__module__} {cls.__qualname__}"
     with tempfile.TemporaryDirectory() as place:
         Path(place, "sitecustomize.py").write_text(CHANGE)
         environment = {
             **os.environ,
             "PYTHONPATH": place,
-            "SUROGATE_UNREAD": f"{cls.__module__} {cls.__qualname__} {key}",
+            "SUROGATE_UNREAD": f"{changed} {key}",
             "OMP_NUM_THREADS": "1",
         }
         command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-rfE", *files]

@@ -89,7 +89,7 @@ def test_peft_loads_it_and_has_its_outputs_and_gradients(config: dict[str, Any],
     trainee = moved(config, tmp_path / "adapter")
     theirs = on_base(source, tmp_path / "adapter", is_trainable=True)
     assert not torch.allclose(logits(theirs), logits(AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)), atol=1e-2)
-    torch.testing.assert_close(ours(trainee), logits(theirs), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours(trainee), logits(theirs), rtol=0, atol=1e-5)
     models.batch_loss(trainee.model.train(), _Batch()).backward()
     found = theirs(input_ids=IDS, use_cache=False).logits
     F.cross_entropy(found.flatten(0, 1), _Batch.labels.flatten(), reduction="sum").backward()
@@ -128,12 +128,12 @@ def test_adapters_of_peft_are_read(targets: list[str], config: dict[str, Any], s
     theirs.save_pretrained(tmp_path / "theirs")
     wanted = logits(theirs)
     opened = open_model(str(source), [tmp_path / "theirs"], "fp32")
-    torch.testing.assert_close(logits(opened.model), wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits(opened.model), wanted, rtol=0, atol=1e-5)
     opened.use()
     assert not torch.allclose(logits(opened.model), wanted, atol=1e-2)
     merge(None, tmp_path / "theirs", tmp_path / "merged", "fp32")
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
-    torch.testing.assert_close(logits(merged), wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits(merged), wanted, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["merge", "stack"])
@@ -169,15 +169,17 @@ def test_it_starts_as_the_base_model_and_drops_inputs_only_in_training(config: d
     plan = make_plan(load({**config, "lora_dropout": 0.5}, host), host)
     trainee = build(plan)
     base = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-    torch.testing.assert_close(ours(trainee), logits(base), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours(trainee), logits(base), rtol=0, atol=1e-5)
     module = trainee.adapters["model.layers.0.mlp.experts.down_proj"]
+    torch.manual_seed(0)
     x, ends = torch.ones(4000, module.lora_A.shape[-1]), torch.tensor([1000, 2000, 3000, 4000], dtype=torch.int32)
     with torch.no_grad():
         module.lora_B.fill_(1.0)
         kept = module.eval()(x, x.new_zeros(4000, module.lora_B.shape[1]), ends)[::1000]
         dropped = module.train()(x, x.new_zeros(4000, module.lora_B.shape[1]), ends)
     assert len(dropped.unique(dim=0)) > 100
-    torch.testing.assert_close(dropped.view(4, 1000, -1).mean(1), kept, rtol=0, atol=0.1 * float(kept.abs().max()))
+    draws = dropped.view(4, 1000, -1)
+    assert ((draws.mean(1) - kept).abs() < 5 * draws.std(1) / 1000**0.5).all()  # standard errors
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from surogate_model_transformers import blocks as list_blocks
 from surogate_model_transformers import fill_slots, list_sites, load_model, load_tokenizer, read_config, run_hidden, skeleton
 from surogate_model_transformers.attention import IMPLEMENTATION
+from transformers import AutoModelForCausalLM
 
 from surogate_core.errors import ModelError
 
@@ -43,19 +44,31 @@ def test_weights_and_buffers_are_bitwise_transformers_own(family: str, tiny: Any
     assert "quant" not in ours.config.to_json_string()
 
 
-def test_single_sharded_and_pickled_files_load_alike(tiny: Any, load: Any, tmp_path: Path) -> None:
-    theirs, directory = tiny("qwen3")
-    theirs.save_pretrained(tmp_path / "sharded", max_shard_size="20KB")
-    assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 2
-    (tmp_path / "pickled").mkdir()
-    shutil.copy(directory / "config.json", tmp_path / "pickled")
-    torch.save(load_file(directory / "model.safetensors"), tmp_path / "pickled" / "pytorch_model.bin")
-    for copy, expected_notices in (("sharded", 0), ("pickled", 1)):
+def assert_copies_load_alike(theirs: Any, directory: Path, load: Any, place: Path, shard: str) -> None:
+    """A single file as it is in ``directory``, a copy in shards of at most ``shard``, and one that is a pickle."""
+    theirs.save_pretrained(place / "sharded", max_shard_size=shard)
+    assert len(list((place / "sharded").glob("*.safetensors"))) > 2
+    (place / "pickled").mkdir()
+    shutil.copyfile(directory / "config.json", place / "pickled" / "config.json")
+    torch.save(load_file(directory / "model.safetensors"), place / "pickled" / "pytorch_model.bin")
+    for copy, expected_notices in ((directory, 0), (place / "sharded", 0), (place / "pickled", 1)):
         notices: list[str] = []
-        for name, tensor in load(tmp_path / copy, notice=notices.append).state_dict().items():
+        got = load(copy, notice=notices.append).state_dict()
+        assert got.keys() == theirs.state_dict().keys()
+        for name, tensor in got.items():
             assert torch.equal(tensor, theirs.state_dict()[name])
         assert len(notices) == expected_notices
         assert all("pytorch_model.bin is a pickle" in notice for notice in notices)
+
+
+def test_single_sharded_and_pickled_files_load_alike(tiny: Any, load: Any, tmp_path: Path) -> None:
+    assert_copies_load_alike(*tiny("qwen3"), load, tmp_path, "20KB")
+
+
+def test_copies_of_a_real_model_load_alike(shared_data: Path, load: Any, tmp_path: Path) -> None:
+    directory = shared_data / "models" / "stories260K"
+    theirs = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    assert_copies_load_alike(theirs, directory, load, tmp_path, "300KB")
 
 
 class _Surprise:
