@@ -97,7 +97,7 @@ PRODUCT = Check(
     name="scaled_mm",
     inputs=_operands,
     kernel=lambda *given: (torch.ops.surogate_nvfp4.scaled_mm(*given, torch.bfloat16),),
-    reference=lambda *given: (packed.scaled_mm(*given, dtype=torch.bfloat16),),
+    reference=lambda a, b, sa, sb, da, db: (packed.scaled_mm(a, b, sa, sb, da, db, torch.bfloat16),),
     shapes=((1, 16, 32), (33, 50, 80), (130, 144, 272)),
     large=(8192, 8192, 8192),
     traffic=lambda shape: 9 * (shape[0] + shape[1]) * shape[2] // 16 + 2 * shape[0] * shape[1],
