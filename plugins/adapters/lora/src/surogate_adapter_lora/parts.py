@@ -57,12 +57,10 @@ def once(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
     return kept
 
 
-def check_parts(
-    where: str, patterns: Sequence[str], model: nn.Module, adapted: Sequence[Site], stored: Sequence[Site]
-) -> list[Problem]:
+def check_parts(patterns: Sequence[str], model: nn.Module, adapted: Sequence[Site], stored: Sequence[Site]) -> list[Problem]:
     """Patterns that name nothing, and layers that would be trained whole and are adapted too, or have no weight that can be trained
-    because a quantizer holds it. ``where``: the key that named them."""
-    problems = []
+    because a quantizer holds it."""
+    where, problems = "train_modules", []
     for pattern in patterns:
         if not chosen(model, [pattern]):
             roles = sorted({name.rpartition(".")[2] for name in chosen(model, ["*"])})
@@ -87,10 +85,10 @@ def _holder(site: Site) -> str:
     return site.name.rpartition(".")[0] if site.kind == "stacked_linear" else site.name
 
 
-def check_router(model: nn.Module, adapted: Sequence[Site], stored: Sequence[Site]) -> list[Problem]:
-    """``train_router`` for a model that has none, or whose routers cannot be trained whole."""
-    if routers := list(models.routers(model)):
-        return check_parts("train_router", routers, model, adapted, stored)
+def check_router(model: nn.Module) -> list[Problem]:
+    """``train_router`` for a model that has none."""
+    if models.routers(model):
+        return []
     what = "train_router = true, and this model has no routers: it is no mixture of experts"
     return [Problem(what, where="train_router", how="set train_router = false")]
 

@@ -145,8 +145,8 @@ def check_plan(plan: Plan, device: str) -> list[Problem]:
     own, skeleton, taken = plan.config.of(Options), plan.outline.skeleton, (plan.adapted(), plan.stored())
     return [
         *check_targets(own.lora_target_modules, plan.sites, own.lora_use_dora),
-        *(check_router(skeleton, *taken) if own.train_router else ()),
-        *(check_parts("train_modules", own.train_modules, skeleton, *taken) if own.train_modules else ()),
+        *(check_router(skeleton) if own.train_router else ()),
+        *(check_parts(own.train_modules, skeleton, *taken) if own.train_modules else ()),
         *check_first(plan.adapter, core.model, plan.outline, plan.adapted()),
     ]
 

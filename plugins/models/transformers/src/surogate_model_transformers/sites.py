@@ -56,9 +56,9 @@ def _kind(module: nn.Module, embedding: nn.Module, head: nn.Module | None, *, in
         return "head"
     if module is embedding:
         return "embedding"
-    if isinstance(module, nn.Linear):
-        return "linear" if inside else None
     title = type(module).__name__
+    if isinstance(module, nn.Linear):  # Phi-MoE's and Llama 4's routers inherit its weight, and compute something else with it
+        return "linear" if inside and "Router" not in title else None
     if "Norm" in title:
         return "norm"
     if inside and title.endswith("Attention"):
