@@ -193,9 +193,10 @@ def batched(names: Iterable[str], size: int) -> list[list[str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", type=Path, required=True)
+    parser.add_argument("--only", nargs="*", default=list(CASES), choices=list(CASES), metavar="CASE")
     options = parser.parse_args()
     kept = json.loads(options.results.read_text()) if options.results.is_file() else {}
-    missing = {name: case for name, case in CASES.items() if name not in kept}
+    missing = {name: CASES[name] for name in options.only if name not in kept}
     with tempfile.TemporaryDirectory() as scratch:
         models = make_models(Path(scratch), {case.get("shape", "deep") for case in missing.values()})
         for names in batched(missing, 4):

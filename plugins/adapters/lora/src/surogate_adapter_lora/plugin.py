@@ -142,11 +142,12 @@ def check_plan(plan: Plan, device: str) -> list[Problem]:
     from surogate_adapter_lora.parts import check_parts, check_router
     from surogate_adapter_lora.targets import check_targets
 
-    own, skeleton, taken = plan.config.of(Options), plan.outline.skeleton, (plan.adapted(), plan.stored())
+    own = plan.config.of(Options)
+    parts = check_parts(own.train_modules, plan.outline.skeleton, plan.adapted(), plan.stored()) if own.train_modules else []
     return [
         *check_targets(own.lora_target_modules, plan.sites, own.lora_use_dora),
-        *(check_router(skeleton) if own.train_router else ()),
-        *(check_parts(own.train_modules, skeleton, *taken) if own.train_modules else ()),
+        *(check_router(plan.outline.skeleton) if own.train_router else ()),
+        *parts,
         *check_first(plan.adapter, core.model, plan.outline, plan.adapted()),
     ]
 
