@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -116,3 +117,39 @@ def test_a_run_that_cannot_be_opened_keeps_its_hash_for_the_next_checkpoint(tmp_
     with pytest.raises(OSError, match="file"):
         made.log({"kind": "run", "config": {}})
     assert made.state() == {"run_hash": "abc"}
+
+
+def test_curves_of_steps_that_follow_fast_are_handed_over_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And in order: before another record, after :data:`TOGETHER` seconds, and at the end."""
+    calls: list[Any] = []
+    now = 100.0
+    monkeypatch.setattr(logger.time, "monotonic", lambda: now)
+    made = logger.build(Options(), context())
+    assert made is not None
+    made._run = SimpleNamespace(
+        track=lambda value, name, step: calls.append((step, name, value)),
+        log_info=lambda text: calls.append(text),
+        close=lambda: calls.append("closed"),
+    )
+
+    def step(number: int) -> dict[str, Any]:
+        return {"kind": "step", "step": number, "loss": float(number)}
+
+    def curve(*numbers: int) -> list[Any]:
+        return [(number, "train/loss", float(number)) for number in numbers]
+
+    made.log(step(1))
+    assert calls == curve(1)
+    for number in (2, 3):
+        made.log(step(number))
+    assert calls == curve(1)
+    made.log({"kind": "notice", "text": "on"})
+    assert calls == [*curve(1, 2, 3), '{"kind": "notice", "text": "on"}']
+    calls.clear()
+    made.log(step(4))
+    now += logger.TOGETHER
+    made.log(step(5))
+    assert calls == curve(4, 5)
+    made.log(step(6))
+    made.close()
+    assert calls == [*curve(4, 5, 6), "closed"]

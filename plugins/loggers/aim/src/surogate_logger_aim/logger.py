@@ -10,6 +10,7 @@ import json
 import logging
 import shlex
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from surogate_logger_aim.plugin import Options
 
 OPENING = 30.0
 """Seconds that the first checkpoint waits for the hash of a run whose repository is still being made."""
+TOGETHER = 2.0
+"""Seconds between two times that curves are handed to Aim. Those of several steps together take less time than one by one, when all
+that Aim needs has left the caches, and while Aim computes, the training waits for the interpreter."""
 
 
 def build(options: Options, context: LoggerContext) -> AimRun | None:
@@ -40,6 +44,8 @@ class AimRun:
         self._run: Any = None
         self._text: Any = None
         self._early: list[Mapping[str, Any]] = []
+        self._held: list[tuple[int | None, Mapping[str, Any]]] = []
+        self._handed = float("-inf")
         look = f"; see it with: aim up --repo {shlex.quote(self.repo)}" if "://" not in self.repo else ""
         context.notice(f"aim: the run goes to {self.repo}{look}")
 
@@ -58,20 +64,30 @@ class AimRun:
         if self._run is None:
             self._early.append(record)
             return
+        if found := curves(record):
+            self._held.append((record.get("step"), found))
+            if time.monotonic() - self._handed >= TOGETHER:
+                self._hand_over()
+            return
+        self._hand_over()
         if kind in ("ledger", "end"):
             self._run[kind] = dict(record)
-        elif found := curves(record):
-            step = record.get("step")
-            for name, value in found.items():
-                self._run.track(self._text(value) if isinstance(value, str) else value, name=name, step=step)
         elif kind != "run":
             self._run.log_info(json.dumps(record))
 
     def close(self) -> None:
         self._opened.set()
-        run, self._run = self._run, None
-        if run is not None:
-            run.close()
+        if self._run is not None:
+            self._hand_over()
+            self._run.close()
+            self._run = None
+
+    def _hand_over(self) -> None:
+        held, self._held = self._held, []
+        for step, found in held:
+            for name, value in found.items():
+                self._run.track(self._text(value) if isinstance(value, str) else value, name=name, step=step)
+        self._handed = time.monotonic()
 
     def _open(self, record: Mapping[str, Any]) -> None:
         import aim
