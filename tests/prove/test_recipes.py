@@ -52,8 +52,10 @@ def test_goals_and_orders_can_be_missed() -> None:
 
     good, bad = gaps(fp8=0.4, nvfp4=2.0, without=2.5, quartet=1.5), gaps(fp8=0.6, nvfp4=5.0, without=2.0, quartet=9.0)
     assert recipes.beyond({"one": good, "other": bad}) == ["other: fp8_hybrid", "other: nvfp4"]
-    assert list(recipes.orders(good).values()) == [True, True]
-    assert list(recipes.orders(bad).values()) == [False, False]
+    near = {"nvfp4": {"by seed": [0.0, 0.5, 1.2]}, "nvfp4, no 4/6": {"by seed": [0.6, 0.0, 0.8]}}
+    assert list(recipes.orders(good).values()) == ["holds", "holds"]
+    assert list(recipes.orders(bad).values()) == ["does not hold", "does not hold"]
+    assert set(recipes.orders({**near, "nvfp4_quartet": near["nvfp4"]}).values()) == {"is open (within the seeds' spread)", "holds"}
 
 
 def test_a_sweep_goes_on_where_it_was(shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
