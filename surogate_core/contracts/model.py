@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from surogate_core.contracts.data import Batch
 
 
-SiteKind = Literal["linear", "stacked_linear", "norm", "activation", "attention", "embedding", "head"]
+SiteKind = Literal["linear", "stacked_linear", "norm", "activation", "attention", "mlp", "embedding", "head"]
 
 
 @frozen(kw_only=True)

@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from surogate_core import collector
 from surogate_core.config import Config
 from surogate_core.config.options import CoreOptions
 from surogate_core.contracts import Adapter, Context, PipelineContext, Quantizer, ReadsCheckpoints, Recipe, Site, Tells
@@ -19,6 +20,7 @@ from surogate_core.plan.fuse import fuse
 from surogate_core.plan.record import Plan, Slots
 
 
+@collector.paused()
 def make_plan(config: Config, host: Host, device: str | None = None) -> Plan:
     """The plan of this configuration. Imports torch and reads the model's config.json, nothing else. ``device`` ("cpu", "cuda")
     may be one that this machine does not have: to look at what a run there would be, not to run it.

@@ -12,7 +12,7 @@ from surogate_core.errors import PlanError, Problem
 from surogate_core.host import Host, attributed
 from surogate_core.offers import Owner
 
-FUSIBLE = ("norm", "activation", "attention")
+FUSIBLE = ("norm", "activation", "attention", "mlp")
 
 
 @frozen(kw_only=True)

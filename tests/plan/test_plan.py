@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +19,7 @@ from surogate_core.config import load
 from surogate_core.errors import ConfigError, PlanError
 from surogate_core.host import load_host
 from surogate_core.offers import Owner
-from surogate_core.plan import Plan, make_plan
+from surogate_core.plan import Plan, build, figures, make_plan
 from surogate_core.train.run import execute
 
 
@@ -222,9 +224,21 @@ def test_two_fusions_for_one_site_are_refused(model: Path, tmp_path: Path, monke
 
 def test_fusions_are_counted(model: Path, tmp_path: Path) -> None:
     made = plan(model, tmp_path)
-    norms = {site.name for site in made.sites if site.kind == "norm"}
-    assert made.fused.keys() == norms
-    assert f"fusions      {len(norms)} norm: surogate-fusion-norm" in made.render()
+    plugins = {"norm": "surogate-fusion-norm", "attention": "surogate-fusion-rotary", "mlp": "surogate-fusion-swiglu"}
+    assert made.fused.keys() == {site.name for site in made.sites if site.kind in plugins}
+    for kind, plugin in plugins.items():
+        count = sum(site.kind == kind for site in made.sites)
+        assert re.search(rf"^fusions      {count} {kind}: {plugin} ", made.render(), re.MULTILINE)
+
+
+def test_no_garbage_is_looked_for_while_libraries_are_imported(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    monkeypatch.setattr(build, "count", lambda *given: found.append(gc.isenabled()) or figures.count(*given))
+    plan(model, tmp_path)
+    assert found == [False]
+    assert gc.isenabled()
 
 
 class Elsewhere:

@@ -63,6 +63,8 @@ def _kind(module: nn.Module, embedding: nn.Module, head: nn.Module | None, *, in
         return "norm"
     if inside and title.endswith("Attention"):
         return "attention"
+    if inside and title.endswith("MLP"):
+        return "mlp"
     if inside and type(module).__module__ in ACTIVATION_MODULES:
         return "activation"
     return None

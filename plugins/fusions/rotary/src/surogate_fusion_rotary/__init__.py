@@ -1,0 +1,1 @@
+"""Rotary positions for surogate, with a backward pass of their own."""

@@ -1,0 +1,1 @@
+"""Gated feed-forward blocks for surogate, with a backward pass of their own."""
