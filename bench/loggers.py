@@ -4,15 +4,14 @@
 
 A random model is trained on one thread; its steps take 200 ms or more on a quiet machine. The blocks of a pair, with and without
 loggers, lie beside each other in the same run, and which comes first alternates, so that what else the machine does meets both. The
-first step of a block is not counted: in it the threads of the loggers work on the step before. Before the last step of a block with
-loggers a notice is logged, upon which Aim's logger hands over the curves that it keeps for two seconds: the counted steps bear the
-cost of as many records as they are. Of each figure the median over the pairs is told, with an interval that holds it at 95 %
-whatever the distribution (order statistics).
+first step of a block is not counted: in it the threads of the loggers work on the step before. Of each figure the median over the
+pairs is told, with an interval that holds it at 95 % whatever the distribution (order statistics).
 
 wall       time from the end of a step to the end of the next; noisy on a machine that does other work
 processor  time that the training thread itself computes; does not see waiting for the interpreter's lock
 at most    what the training thread spends on handing a record over, plus all that the other threads compute, as a share of a step:
            if every moment of theirs held up the training thread, it would be slower by this
+processes  what processes that loggers started compute for a step with loggers; they need a core when the training leaves one
 
 ``metrics.jsonl`` is written in both blocks, as every run does. The last rows have one logger that misbehaves.
 """
@@ -64,6 +63,25 @@ class Raises(Sleeps):
         raise RuntimeError("broken")
 
 
+def clocks() -> tuple[float, float, float]:
+    """Seconds: on the wall, of this thread, of all threads."""
+    return time.perf_counter(), time.thread_time(), time.process_time()
+
+
+def of_children(parent: int) -> float:
+    """Seconds that the processes which this one has started, and theirs, have computed. 0 where there is no ``/proc``."""
+    found: dict[int, tuple[int, float]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = path.read_text().rpartition(")")[2].split()
+            found[int(path.parent.name)] = int(fields[1]), (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    own, total = {parent}, 0.0
+    while more := {process for process, (above, _) in found.items() if above in own} - own:
+        own |= more
+        total += sum(found[process][1] for process in more)
+    return total
+
+
 @define
 class Block:
     """Seconds of each counted step: by the clock; of the processor, in the training thread, there in handing records over, and in
@@ -88,8 +106,12 @@ class Meter:
     """Counts the steps of a run, and lets their records through in the blocks that have loggers."""
 
     size: int
+    wanted: int
+    """Pairs of blocks."""
     blocks: list[Block] = Factory(list)
     last: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    elsewhere: list[float] = Factory(list)
+    """:func:`of_children` before the first block and after the last."""
 
     def loud(self, block: int) -> bool:
         return block % 4 in (1, 2)  # without, with, with, without
@@ -99,12 +121,13 @@ class Meter:
         begun = time.thread_time()
         if block < 0 or self.loud(block):
             log(record)
-            if place == self.size - 1:
-                log({"kind": "notice", "text": f"one step of block {block} is left"})
         handing = time.thread_time() - begun
-        now = time.perf_counter(), time.thread_time(), time.process_time()
+        now = clocks()
         wall, own, whole = (new - old for new, old in zip(now, self.last, strict=True))
         self.last = now
+        if (block, place) in ((0, 0), (2 * self.wanted - 1, self.size)):
+            self.elsewhere.append(of_children(os.getpid()))
+            self.last = clocks()
         if block >= 0 and place > 0:
             while len(self.blocks) <= block:
                 self.blocks.append(Block())
@@ -118,7 +141,7 @@ class Meter:
 
 def measure(work: Path, pairs: int, size: int, extra: Logger | None = None, **changes: Any) -> tuple[Meter, list[str]]:
     """One run; its notices are those that the fan-out itself has. ``extra`` is a logger beside those of the configuration."""
-    meter, notices = Meter(size), []
+    meter, notices = Meter(size, pairs), []
 
     class Measured(Fanout):
         def __init__(self, loggers: Any, notice: Callable[[str], None]):
@@ -168,7 +191,9 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
     return statistics.median(ordered), ordered[cut], ordered[-1 - cut]
 
 
-def row(name: str, pairs: Sequence[tuple[Block, Block]], notices: Sequence[str]) -> str:
+def row(name: str, meter: Meter, notices: Sequence[str]) -> str:
+    pairs = meter.pairs()
+
     def slower(figure: str) -> str:
         middle, low, high = interval([(loud.mean(figure) / still.mean(figure) - 1) * 100 for still, loud in pairs])
         return f"{middle:+.2f} ({low:+.2f} to {high:+.2f})"
@@ -180,7 +205,18 @@ def row(name: str, pairs: Sequence[tuple[Block, Block]], notices: Sequence[str])
     quiet = statistics.median(still.mean("processor") for still, _ in pairs)
     most = (more("handing") + max(0.0, more("others"))) / quiet * 100
     costs = f"{1000 * more('handing'):.2f} + {1000 * more('others'):.2f}"
-    return f"| {name} | {1000 * base:.0f} | {slower('wall')} | {slower('processor')} | {costs} | {most:.2f} | {len(notices)} |"
+    apart = (meter.elsewhere[1] - meter.elsewhere[0]) / (meter.wanted * (meter.size + 1)) * 1000
+    cells = (
+        name,
+        f"{1000 * base:.0f}",
+        slower("wall"),
+        slower("processor"),
+        costs,
+        f"{most:.2f}",
+        f"{apart:.1f}",
+        str(len(notices)),
+    )
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> int:
@@ -192,8 +228,9 @@ def main() -> int:
     torch.set_num_threads(1)
     os.environ.setdefault("WANDB_MODE", "offline")
     lines = [
-        "| loggers | step without, ms | slower by, %: wall | processor | handing over + other threads, ms | at most, % | named |",
-        "|---|---|---|---|---|---|---|",
+        "| loggers | step without, ms | slower by, %: wall | processor | handing over + other threads, ms | at most, % | "
+        "other processes, ms | named |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     with tempfile.TemporaryDirectory(prefix="surogate-bench-", ignore_cleanup_errors=True) as made:
         work = Path(made)
@@ -208,7 +245,7 @@ def main() -> int:
         load = os.getloadavg()[0]
         for name, pairs, changes in cases:
             meter, notices = measure(work, pairs, given.steps, per_device_train_batch_size=given.rows, **changes)
-            lines.append(row(name, meter.pairs(), notices))
+            lines.append(row(name, meter, notices))
             print(json.dumps({"case": name, "notices": notices}), file=sys.stderr)
     print("\n".join(["", f"load average {load:.1f} to {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores", "", *lines]))
     return 0

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import math
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -105,7 +108,7 @@ def test_a_repository_that_cannot_be_made_is_an_error_and_holds_up_no_checkpoint
     (tmp_path / "file").write_text("")
     made = logger.build(Options(aim_repo=str(tmp_path / "file")), context())
     assert made is not None
-    with pytest.raises(OSError, match="file"):
+    with pytest.raises(RuntimeError, match=r"Error: .*file"):
         made.log({"kind": "run", "config": {}})
     assert made.state() == {}
 
@@ -114,42 +117,59 @@ def test_a_run_that_cannot_be_opened_keeps_its_hash_for_the_next_checkpoint(tmp_
     (tmp_path / "file").write_text("")
     made = logger.build(Options(aim_repo=str(tmp_path / "file")), context(state={"run_hash": "abc"}))
     assert made is not None
-    with pytest.raises(OSError, match="file"):
+    with pytest.raises(RuntimeError, match=r"Error: .*file"):
         made.log({"kind": "run", "config": {}})
     assert made.state() == {"run_hash": "abc"}
 
 
-def test_curves_of_steps_that_follow_fast_are_handed_over_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And in order: before another record, after :data:`TOGETHER` seconds, and at the end."""
-    calls: list[Any] = []
-    now = 100.0
-    monkeypatch.setattr(logger.time, "monotonic", lambda: now)
-    made = logger.build(Options(), context())
+def step(number: int) -> dict[str, Any]:
+    return {"kind": "step", "step": number, "loss": float(number)}
+
+
+def started(tmp_path: Path) -> logger.AimRun:
+    made = logger.build(Options(aim_repo=str(tmp_path)), context())
     assert made is not None
-    made._run = SimpleNamespace(
-        track=lambda value, name, step: calls.append((step, name, value)),
-        log_info=lambda text: calls.append(text),
-        close=lambda: calls.append("closed"),
-    )
+    made.log({"kind": "run", "step": 0, "config": {}})
+    return made
 
-    def step(number: int) -> dict[str, Any]:
-        return {"kind": "step", "step": number, "loss": float(number)}
 
-    def curve(*numbers: int) -> list[Any]:
-        return [(number, "train/loss", float(number)) for number in numbers]
-
-    made.log(step(1))
-    assert calls == curve(1)
-    for number in (2, 3):
-        made.log(step(number))
-    assert calls == curve(1)
-    made.log({"kind": "notice", "text": "on"})
-    assert calls == [*curve(1, 2, 3), '{"kind": "notice", "text": "on"}']
-    calls.clear()
-    made.log(step(4))
-    now += logger.TOGETHER
-    made.log(step(5))
-    assert calls == curve(4, 5)
-    made.log(step(6))
+def test_what_fails_in_aims_process_is_an_error_here(tmp_path: Path) -> None:
+    made = started(tmp_path)
+    made._send({"curves": [1], "step": 1})
+    with pytest.raises(RuntimeError, match=r"AttributeError: .*list"):
+        made.close()
     made.close()
-    assert calls == [*curve(4, 5, 6), "closed"]
+
+    killed = started(tmp_path)
+    assert killed._worker is not None
+    killed._worker.kill()
+    killed._worker.wait()
+    with pytest.raises(RuntimeError, match="ended with exit status -9"):
+        killed.log(step(1))
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[2])
+from test_logger import Path, started, step
+made = started(Path(sys.argv[1]))
+for stop in (signal.SIGINT, signal.SIGTERM):
+    made._worker.send_signal(stop)
+for number in range(1, 51):
+    made.log(step(number))
+print(made.hash, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_run_that_is_interrupted_and_killed_has_all_that_was_logged(
+    tmp_path: Path, read_aim: Callable[[Path], list[dict[str, Any]]]
+) -> None:
+    words = [sys.executable, "-c", KILLED, str(tmp_path), str(Path(__file__).parent)]
+    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL
+    end = time.monotonic() + 60
+    while not (runs := [run for run in read_aim(tmp_path) if run["hash"] == done.stdout.strip()]) or not runs[0]["ended"]:
+        assert time.monotonic() < end, "the run is not closed"
+        time.sleep(0.5)
+    assert runs[0]["rows"] == {number: {"train/loss": float(number)} for number in range(1, 51)}

@@ -1,16 +1,17 @@
 """The logger: curves as Aim's metrics, one for each name; settings as attributes of the run; events as its log records.
 
-Aim is imported, and its repository opened, when the ``run`` record comes, in the thread that feeds this logger: a new one takes
-seconds. Only then is the run's hash known; a checkpoint that is saved earlier waits for it.
+Another process has Aim's repository open (``worker.py``). It is started when the ``run`` record comes, in the thread that feeds
+this logger: importing Aim and making a repository take seconds. Only then is the run's hash known; a checkpoint that is saved
+earlier waits for it.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import shlex
+import subprocess
+import sys
 import threading
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,6 @@ from surogate_logger_aim.plugin import Options
 
 OPENING = 30.0
 """Seconds that the first checkpoint waits for the hash of a run whose repository is still being made."""
-TOGETHER = 2.0
-"""Seconds between two times that curves are handed to Aim. Those of several steps together take less time than one by one, when all
-that Aim needs has left the caches, and while Aim computes, the training waits for the interpreter."""
 
 
 def build(options: Options, context: LoggerContext) -> AimRun | None:
@@ -41,11 +39,8 @@ class AimRun:
         self.hash: str | None = context.state.get("run_hash")
         self._options, self._context = options, context
         self._opened = threading.Event()
-        self._run: Any = None
-        self._text: Any = None
+        self._worker: subprocess.Popen[bytes] | None = None
         self._early: list[Mapping[str, Any]] = []
-        self._held: list[tuple[int | None, Mapping[str, Any]]] = []
-        self._handed = float("-inf")
         look = f"; see it with: aim up --repo {shlex.quote(self.repo)}" if "://" not in self.repo else ""
         context.notice(f"aim: the run goes to {self.repo}{look}")
 
@@ -54,77 +49,70 @@ class AimRun:
         return {"run_hash": self.hash} if self.hash else {}
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """Raises what Aim raises when the repository cannot be opened or written."""
+        """Raises RuntimeError with what Aim said when the repository cannot be opened or written."""
         kind = record.get("kind")
         if kind == "run":
             try:
                 self._open(record)
             finally:
                 self._opened.set()
-        if self._run is None:
+        elif self._worker is None:
             self._early.append(record)
-            return
-        if found := curves(record):
-            self._held.append((record.get("step"), found))
-            if time.monotonic() - self._handed >= TOGETHER:
-                self._hand_over()
-            return
-        self._hand_over()
-        if kind in ("ledger", "end"):
-            self._run[kind] = dict(record)
-        elif kind != "run":
-            self._run.log_info(json.dumps(record))
+        elif found := curves(record):
+            self._send({"curves": found, "step": record.get("step")})
+        elif kind in ("ledger", "end"):
+            self._send({"attribute": kind, "value": record})
+        else:
+            self._send({"line": json.dumps(record)})
 
     def close(self) -> None:
+        """Returns when all is written. Raises as :meth:`log`."""
         self._opened.set()
-        if self._run is not None:
-            self._hand_over()
-            self._run.close()
-            self._run = None
-
-    def _hand_over(self) -> None:
-        held, self._held = self._held, []
-        for step, found in held:
-            for name, value in found.items():
-                self._run.track(self._text(value) if isinstance(value, str) else value, name=name, step=step)
-        self._handed = time.monotonic()
+        if self._worker is not None and (error := self._ended()).args:
+            raise error
 
     def _open(self, record: Mapping[str, Any]) -> None:
-        import aim
-
-        self._text = aim.Text
-        settings: dict[str, Any] = {
+        command = [sys.executable, "-P", "-m", "surogate_logger_aim.worker"]
+        self._worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        opening = {
             "repo": self.repo,
             "experiment": self._options.aim_experiment,
-            "system_tracking_interval": None,
-            "capture_terminal_logs": False,  # the lines of the terminal come as records
+            "name": self._options.aim_name or self._context.run_name,
+            "hash": self.hash,
+            "run": record,
         }
-        if self.hash:
-            self._run = self._continued(aim, settings)
-        if self._run is None:
-            self._run = aim.Run(**settings)
-        self.hash = self._run.hash
-        self._run.name = self._options.aim_name or self._context.run_name
-        self._run["hparams"] = dict(record.get("config", {}))
-        self._run["run"] = {key: value for key, value in record.items() if key != "config"}
+        self._send({"open": opening})
+        assert self._worker.stdout is not None
+        answer = json.loads(self._worker.stdout.readline() or "{}")
+        if "hash" not in answer:
+            raise self._ended(answer)
+        if answer["missing"]:
+            self._context.notice(f"aim: {self.repo} has no run {self.hash}; what is left of the run becomes a new one there")
+        self.hash = answer["hash"]
         early, self._early = self._early, []
         for one in early:
             self.log(one)
 
-    def _continued(self, aim: Any, settings: dict[str, Any]) -> Any:
-        """The run that the checkpoint belongs to, None if this repository does not have it. A process that was killed leaves the
-        run locked; the lock is broken without Aim's warning, for the output directory has one process at a time."""
-        from aim.sdk.errors import MissingRunError
-
-        warns = logging.getLogger("aim.sdk.lock_manager")
-        before, warns.disabled = warns.disabled, True
+    def _send(self, given: Mapping[str, Any]) -> None:
+        assert self._worker is not None
+        assert self._worker.stdin is not None
         try:
-            return aim.Run(run_hash=self.hash, force_resume=True, **settings)
-        except MissingRunError:
-            self._context.notice(f"aim: {self.repo} has no run {self.hash}; what is left of the run becomes a new one there")
-            return None
-        finally:
-            warns.disabled = before
+            self._worker.stdin.write(json.dumps(given).encode() + b"\n")
+            self._worker.stdin.flush()
+        except BrokenPipeError:
+            raise self._ended() from None
+
+    def _ended(self, answer: Mapping[str, Any] | None = None) -> RuntimeError:
+        """Let the process finish; what went wrong in it, without arguments if nothing did. ``answer``: what it said already."""
+        worker, self._worker = self._worker, None
+        assert worker is not None
+        said, _ = worker.communicate()
+        answer = answer or json.loads(said or "{}")
+        if "error" in answer:
+            return RuntimeError(answer["error"])
+        return (
+            RuntimeError(f"Aim's process has ended with exit status {worker.returncode}") if worker.returncode else RuntimeError()
+        )
 
 
 def _local(given: str) -> Path:
