@@ -31,7 +31,7 @@ def test_the_kept_results() -> None:
 PAIRS = {
     "lora": "lora, recompute",
     **{f"qlora {name}": f"qlora {name}, recompute" for name in memory.FORMATS},
-    "full, 6 rows": "full, 6 rows, recompute",
+    "full, 10 rows": "full, 10 rows, recompute",
     "words, lora": "words, lora, lmhead_chunks 8",
     "long rows, lora, bf16": "long rows, lora, bf16, attn_bwd_chunks 4",
 }
