@@ -68,8 +68,8 @@ class AimRun:
     def close(self) -> None:
         """Returns when all is written. Raises as :meth:`log`."""
         self._opened.set()
-        if self._worker is not None and (error := self._ended()).args:
-            raise error
+        if self._worker is not None and (wrong := self._finish()):
+            raise RuntimeError(wrong)
 
     def _open(self, record: Mapping[str, Any]) -> None:
         command = [sys.executable, "-P", "-m", "surogate_logger_aim.worker"]
@@ -85,7 +85,7 @@ class AimRun:
         assert self._worker.stdout is not None
         answer = json.loads(self._worker.stdout.readline() or "{}")
         if "hash" not in answer:
-            raise self._ended(answer)
+            raise RuntimeError(self._finish(answer) or "Aim's process has ended")
         if answer["missing"]:
             self._context.notice(f"aim: {self.repo} has no run {self.hash}; what is left of the run becomes a new one there")
         self.hash = answer["hash"]
@@ -100,19 +100,16 @@ class AimRun:
             self._worker.stdin.write(json.dumps(given).encode() + b"\n")
             self._worker.stdin.flush()
         except BrokenPipeError:
-            raise self._ended() from None
+            raise RuntimeError(self._finish() or "Aim's process has ended") from None
 
-    def _ended(self, answer: Mapping[str, Any] | None = None) -> RuntimeError:
-        """Let the process finish; what went wrong in it, without arguments if nothing did. ``answer``: what it said already."""
+    def _finish(self, answer: Mapping[str, Any] | None = None) -> str | None:
+        """Let the process write all that it was sent, and end; what went wrong in it. ``answer``: what it said already."""
         worker, self._worker = self._worker, None
         assert worker is not None
         said, _ = worker.communicate()
         answer = answer or json.loads(said or "{}")
-        if "error" in answer:
-            return RuntimeError(answer["error"])
-        return (
-            RuntimeError(f"Aim's process has ended with exit status {worker.returncode}") if worker.returncode else RuntimeError()
-        )
+        status = f"Aim's process has ended with exit status {worker.returncode}" if worker.returncode else None
+        return answer.get("error", status)
 
 
 def _local(given: str) -> Path:

@@ -64,7 +64,8 @@ def _open(aim: Any, opening: Mapping[str, Any]) -> tuple[Any, bool]:
     }
     run = _continued(aim, opening["hash"], settings) if opening["hash"] else None
     missing = bool(opening["hash"]) and run is None
-    run = run or aim.Run(**settings)
+    if run is None:
+        run = aim.Run(**settings)
     run.name = opening["name"]
     run["hparams"] = dict(opening["run"].get("config", {}))
     run["run"] = {key: value for key, value in opening["run"].items() if key != "config"}
