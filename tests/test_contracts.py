@@ -12,8 +12,9 @@ import pytest
 import surogate_testing
 import torch
 from surogate_model_transformers import testing as models_testing
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm, apply_rotary_pos_emb
 
 from surogate_core import testing
 from surogate_core.config import load
@@ -29,7 +30,27 @@ COARSE = {"fp8_hybrid": 0.08, "nvfp4": 0.22, "nvfp4_quartet": 0.22}
 """Recipes that round, with the relative error of one small linear layer that they may have."""
 HELD = {"bnb_nf4": (0.12, 4.13), "fp8_block": (0.03, 8.01), "nvfp4": (0.1, 4.51)}
 """Quantizers, with the relative error of a weight and the bits that they need for one."""
-FUSED = {"norm": ("norm", LlamaRMSNorm(48, eps=1e-6))}
+
+
+class Turned(nn.Module):
+    """What attention does with its heads before they meet: x (B, S, 48) → the sum of two heads that are turned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.linspace(-1.0, 1.0, 48))
+        angles = torch.linspace(0.0, 9.0, 7 * 24).view(1, 7, 24).repeat(1, 1, 2)
+        self.cos, self.sin = nn.Buffer(angles.cos()), nn.Buffer(angles.sin())
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k = apply_rotary_pos_emb((x * self.weight)[:, None], x.square()[:, None], self.cos, self.sin)
+        return (q + k)[:, 0]
+
+
+FUSED = {
+    "norm": ("norm", LlamaRMSNorm(48, eps=1e-6)),
+    "rotary": ("attention", Turned()),
+    "swiglu": ("mlp", LlamaMLP(LlamaConfig(hidden_size=48, intermediate_size=40, num_attention_heads=4))),
+}
 """Fusions, with the kind of site and the module that they take."""
 TALK = [{"role": "user", "content": "What is 2 + 2?"}, {"role": "assistant", "content": "4"}]
 ROWS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -158,7 +179,8 @@ def test_an_adapter_of_the_whole_model_takes_no_slot(name: str) -> None:
 @each("fusions")
 def test_fusion(offer: Offer) -> None:
     kind, module = FUSED[offer.name]
-    site = attrs.evolve(testing.site(), name="model.norm", kind=kind, shape=tuple(module.weight.shape))
+    shape = tuple(module.weight.shape) if kind == "norm" else ()
+    site = attrs.evolve(testing.site(), name="model.part", kind=kind, shape=shape)
     x = torch.randn(5, 7, 48, generator=torch.Generator().manual_seed(3))
     surogate_testing.check_fusion(build(offer, testing.context()), site, module, x)
 
