@@ -81,9 +81,9 @@ def register_adapters() -> list[Offer]:
 
 @hookspec
 def register_fusions() -> list[Offer]:
-    """Faster functions for norms, activations and attention. Every installed one is asked, unless ``compile`` is on.
-    ``build(options, context)`` returns a :class:`~surogate_core.contracts.Fusion`, which replaces the forward function of the
-    modules that it claims; two that claim one module are an error."""
+    """Faster functions for norms, activations, attention and feed-forward blocks. Every installed one is asked, unless
+    ``compile`` is on. ``build(options, context)`` returns a :class:`~surogate_core.contracts.Fusion`, which replaces the forward
+    function of the modules that it claims; two that claim one module are an error."""
 
 
 @hookspec
