@@ -1,11 +1,12 @@
 """What logging costs a training step: one real run whose steps reach its loggers in every other block only.
 
-    python bench/loggers.py [--pairs 10] [--steps 10]
+    python bench/loggers.py [--pairs 10] [--turns 20] [--steps 2]
 
-A random model is trained on one thread; its steps take 200 ms or more on a quiet machine. The blocks of a pair, with and without
-loggers, lie beside each other in the same run, and which comes first alternates, so that what else the machine does meets both. The
-first step of a block is not counted: in it the threads of the loggers work on the step before. Of each figure the median over the
-pairs is told, with an interval that holds it at 95 % whatever the distribution (order statistics).
+A random model is trained on one thread; its steps take 200 ms or more on a quiet machine. A pair is all steps with loggers beside
+all steps without in so many turns, and a turn is four blocks: without, with, with, without. Blocks are short, because a machine
+that is shared changes its speed within seconds: what lies beside each other meets the same. The first step of a block is not
+counted: in it the threads of the loggers work on the step before. Of each figure the median over the pairs is told, with an
+interval that holds it at 95 % whatever the distribution (order statistics).
 
 wall       time from the end of a step to the end of the next; noisy on a machine that does other work
 processor  time that the training thread itself computes; does not see waiting for the interpreter's lock
@@ -34,7 +35,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from attrs import Factory, define
+from attrs import Factory, define, fields
 from surogate_loop_standard import session
 from surogate_loop_standard.fanout import Fanout
 from surogate_model_transformers.testing import tiny_model
@@ -100,21 +101,27 @@ class Block:
         """Means, not medians: what happens now and then counts."""
         return statistics.fmean(getattr(self, name))
 
+    @classmethod
+    def joined(cls, blocks: Sequence[Block]) -> Block:
+        """The steps of all."""
+        return cls(*([value for block in blocks for value in getattr(block, part.name)] for part in fields(cls)))
+
 
 @define
 class Meter:
     """Counts the steps of a run, and lets their records through in the blocks that have loggers."""
 
     size: int
+    turns: int
     wanted: int
-    """Pairs of blocks."""
+    """Pairs."""
     blocks: list[Block] = Factory(list)
     last: tuple[float, float, float] = (0.0, 0.0, 0.0)
     elsewhere: list[float] = Factory(list)
     """:func:`of_children` before the first block and after the last."""
 
     def loud(self, block: int) -> bool:
-        return block % 4 in (1, 2)  # without, with, with, without
+        return block % 4 in (1, 2)
 
     def step(self, record: Mapping[str, Any], log: Callable[[Mapping[str, Any]], None]) -> None:
         block, place = divmod(record["step"] - FIRST - 1, self.size + 1)
@@ -125,7 +132,7 @@ class Meter:
         now = clocks()
         wall, own, whole = (new - old for new, old in zip(now, self.last, strict=True))
         self.last = now
-        if (block, place) in ((0, 0), (2 * self.wanted - 1, self.size)):
+        if (block, place) in ((0, 0), (4 * self.turns * self.wanted - 1, self.size)):
             self.elsewhere.append(of_children(os.getpid()))
             self.last = clocks()
         if block >= 0 and place > 0:
@@ -135,13 +142,17 @@ class Meter:
 
     def pairs(self) -> list[tuple[Block, Block]]:
         """(without, with)."""
-        found = zip(self.blocks[::2], self.blocks[1::2], strict=True)
-        return [(first, second) if number % 2 == 0 else (second, first) for number, (first, second) in enumerate(found)]
+        sides = [[block for number, block in enumerate(self.blocks) if self.loud(number) == loud] for loud in (False, True)]
+        count = 2 * self.turns
+        return [
+            (Block.joined(sides[0][first : first + count]), Block.joined(sides[1][first : first + count]))
+            for first in range(0, len(sides[0]), count)
+        ]
 
 
-def measure(work: Path, pairs: int, size: int, extra: Logger | None = None, **changes: Any) -> tuple[Meter, list[str]]:
+def measure(work: Path, pairs: int, turns: int, size: int, extra: Logger | None = None, **changes: Any) -> tuple[Meter, list[str]]:
     """One run; its notices are those that the fan-out itself has. ``extra`` is a logger beside those of the configuration."""
-    meter, notices = Meter(size, pairs), []
+    meter, notices = Meter(size, turns, pairs), []
 
     class Measured(Fanout):
         def __init__(self, loggers: Any, notice: Callable[[str], None]):
@@ -165,7 +176,7 @@ def measure(work: Path, pairs: int, size: int, extra: Logger | None = None, **ch
         "sequence_len": 512,
         "gradient_accumulation_steps": 1,
         "learning_rate": 1e-9,  # a model that learns the rows by heart has ever smaller gradients, whose steps take other times
-        "max_steps": FIRST + 2 * pairs * (size + 1),
+        "max_steps": FIRST + 4 * turns * pairs * (size + 1),
         "save_steps": 10**6,
         "validation_split_ratio": 0.0,  # an evaluation would lie in a step of one block
         "dataloader_num_workers": 0,
@@ -205,7 +216,7 @@ def row(name: str, meter: Meter, notices: Sequence[str]) -> str:
     quiet = statistics.median(still.mean("processor") for still, _ in pairs)
     most = (more("handing") + max(0.0, more("others"))) / quiet * 100
     costs = f"{1000 * more('handing'):.2f} + {1000 * more('others'):.2f}"
-    apart = (meter.elsewhere[1] - meter.elsewhere[0]) / (meter.wanted * (meter.size + 1)) * 1000
+    apart = (meter.elsewhere[1] - meter.elsewhere[0]) / (2 * meter.turns * meter.wanted * (meter.size + 1)) * 1000
     cells = (
         name,
         f"{1000 * base:.0f}",
@@ -222,7 +233,8 @@ def row(name: str, meter: Meter, notices: Sequence[str]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=10)
-    parser.add_argument("--steps", type=int, default=10, help="counted steps of one block")
+    parser.add_argument("--turns", type=int, default=20, help="turns of four blocks in a pair")
+    parser.add_argument("--steps", type=int, default=2, help="counted steps of one block")
     parser.add_argument("--rows", type=int, default=2, help="rows of 512 positions in a step")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -244,7 +256,7 @@ def main() -> int:
         ]
         load = os.getloadavg()[0]
         for name, pairs, changes in cases:
-            meter, notices = measure(work, pairs, given.steps, per_device_train_batch_size=given.rows, **changes)
+            meter, notices = measure(work, pairs, given.turns, given.steps, per_device_train_batch_size=given.rows, **changes)
             lines.append(row(name, meter, notices))
             print(json.dumps({"case": name, "notices": notices}), file=sys.stderr)
     print("\n".join(["", f"load average {load:.1f} to {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores", "", *lines]))

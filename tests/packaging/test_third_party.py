@@ -115,8 +115,8 @@ def test_the_recipe_of_the_documentation_trains(environment: Any, install: Any, 
     assert len(source.splitlines()) <= 60
     install("acme-recipe-int8", source)
     assert str(ROOT) not in environment.python("-c", "import surogate_core; print(surogate_core.__file__)").stdout
-    for recipe in ("bf16", "acme_int8"):
-        done = environment.surogate("run", job(recipe).name, cwd=tmp_path)
+    for run, recipe in ((environment.forked, "bf16"), (environment.surogate, "acme_int8")):
+        done = run("run", job(recipe).name, cwd=tmp_path)
         assert done.returncode == 0, done.stdout + done.stderr
     plain, theirs = losses(tmp_path / "out-bf16"), losses(tmp_path / "out-acme_int8")
     assert len(theirs) == 4
@@ -132,9 +132,9 @@ def test_its_authors_can_check_it(environment: Any, install: Any) -> None:
     install("acme-recipe-int8", recipe_of_the_documentation())
     page = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
     check = page.split("```py\n", 1)[1].split("```", 1)[0]
-    done = environment.python("-c", f"{check}\ntest_conforms()")
+    done = environment.forked_python(f"{check}\ntest_conforms()")
     assert done.returncode == 0, done.stderr
-    done = environment.python("-c", f"{check.replace('bound=0.02', 'bound=0.001')}\ntest_conforms()")
+    done = environment.forked_python(f"{check.replace('bound=0.02', 'bound=0.001')}\ntest_conforms()")
     assert "AssertionError: output: relative error" in done.stderr
 
 
@@ -149,16 +149,16 @@ def find(value: Any, key: str) -> Iterator[Any]:
 def test_an_option_of_theirs_is_a_key_of_the_config(environment: Any, install: Any, job: Any, tmp_path: Path) -> None:
     install("acme-recipe-int8", recipe_of_the_documentation())
     path = job("acme_int8", steps=1)
-    fine = environment.surogate("run", path.name, "--acme-bits", "4", cwd=tmp_path)
+    fine = environment.forked("run", path.name, "--acme-bits", "4", cwd=tmp_path)
     assert fine.returncode == 0, fine.stderr
-    wrong = environment.surogate("run", path.name, "--acme-bits", "1", cwd=tmp_path)
+    wrong = environment.forked("run", path.name, "--acme-bits", "1", cwd=tmp_path)
     assert wrong.returncode == 2
     assert "acme_bits" in wrong.stderr
     assert "acme-recipe-int8" in environment.surogate("explain", path.name, "acme_bits", cwd=tmp_path).stdout
 
 
 def test_without_it_the_name_is_unknown(environment: Any, job: Any, tmp_path: Path) -> None:
-    done = environment.surogate("run", job("acme_int8").name, cwd=tmp_path)
+    done = environment.forked("run", job("acme_int8").name, cwd=tmp_path)
     assert done.returncode == 2
     assert "acme_int8" in done.stderr
     assert not (tmp_path / "out-acme_int8").exists()
@@ -167,7 +167,7 @@ def test_without_it_the_name_is_unknown(environment: Any, job: Any, tmp_path: Pa
 def test_two_plugins_with_one_name_are_refused_and_both_named(environment: Any, install: Any, job: Any, tmp_path: Path) -> None:
     install("acme-one", offering("acme_same"))
     install("acme-two", offering("acme_same"))
-    done = environment.surogate("run", job("bf16").name, cwd=tmp_path)
+    done = environment.forked("run", job("bf16").name, cwd=tmp_path)
     assert done.returncode == 2
     assert "acme-one 2.3 and acme-two 2.3" in done.stderr
     listed = environment.surogate("plugins")
@@ -190,7 +190,7 @@ def test_a_plugin_that_cannot_be_used_is_shown_and_the_rest_works(
     listed = environment.surogate("plugins")
     assert name in listed.stdout + listed.stderr
     assert said in listed.stdout + listed.stderr
-    done = environment.surogate("run", job("bf16", steps=1).name, cwd=tmp_path)
+    done = environment.forked("run", job("bf16", steps=1).name, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
 
@@ -207,7 +207,7 @@ def test_an_observer_that_raises_is_reported_once_and_training_goes_on(
             raise RuntimeError("I do not like this step")
         """,
     )
-    done = environment.surogate("run", job("bf16").name, cwd=tmp_path)
+    done = environment.forked("run", job("bf16").name, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(losses(tmp_path / "out-bf16")) == 4
     assert (done.stdout + done.stderr).count("I do not like this step") == 1
@@ -230,7 +230,7 @@ def test_a_recipe_that_raises_stops_the_run_and_is_named(environment: Any, insta
             return Bad()
         """
     install("acme-bad", source)
-    done = environment.surogate("run", job("acme_bad").name, cwd=tmp_path)
+    done = environment.forked("run", job("acme_bad").name, cwd=tmp_path)
     assert done.returncode == 1
     assert "I cannot decide" in done.stderr
     assert "acme-bad 2.3" in done.stderr

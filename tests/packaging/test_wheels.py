@@ -80,7 +80,7 @@ def test_the_core_alone_names_what_is_missing(core_alone: Any, tmp_path: Path) -
     listed = core_alone.surogate("plugins")
     assert listed.returncode == 0, listed.stderr
     assert "surogate-" not in listed.stdout
-    done = core_alone.surogate("run", "job.toml", cwd=job(tmp_path))
+    done = core_alone.forked("run", "job.toml", cwd=job(tmp_path))
     assert done.returncode == 2, done.stdout + done.stderr
     for distribution in ("surogate-recipe-bf16", "surogate-optimizer-adamw", "surogate-dataset-text"):
         assert f"pip install {distribution}" in done.stderr
@@ -96,10 +96,11 @@ def test_each_plugin_installs_alone(core_alone: Any, distribution: str) -> None:
         assert listed.returncode == 0, listed.stderr
         assert distribution in listed.stdout
         code = (
+            "import warnings; warnings.simplefilter('error', ImportWarning)\n"
             "from surogate_core.host import load_host; host = load_host(); assert not host.broken, host.broken\n"
             "for plugin in host.plugins:\n    for kind, offer in plugin.offers: offer.load()"
         )
-        loaded = core_alone.python("-W", "error::ImportWarning", "-c", code)
+        loaded = core_alone.forked_python(code)
         assert loaded.returncode == 0, loaded.stderr
     finally:
         core_alone.remove(distribution, *needed)

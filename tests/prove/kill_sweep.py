@@ -8,13 +8,15 @@ equal those of the run left alone bit for bit. The first kills of four in five c
 ``train/durable.py`` that such a run does (a write is torn in its middle), in an order that spreads them; all other kills are drawn:
 an operation, or a moment after training has begun.
 
-This process imports torch and computes nothing, so that forked children start at once. Results are kept after each chain, and a
-sweep that is started again goes on where it was.
+This process imports what a run imports and computes nothing, so that forked children start at once. Results are kept after each
+chain, and a sweep that is started again goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib
 import json
 import math
 import os
@@ -140,6 +142,19 @@ def finish(child: int, pipe: int, log: Path, kill_after: float | None = None) ->
     return False, operations, time.monotonic() - began
 
 
+def import_like(work: Callable[[], None], modules: Path, log: Path) -> None:
+    """Import here what a child imports for ``work``: most of a short run's time."""
+
+    def listed() -> None:
+        work()
+        modules.write_text("\n".join(sys.modules))
+
+    finish(*start(listed, log), log)
+    for name in modules.read_text().splitlines():
+        with contextlib.suppress(Exception):  # some names are no module that can be imported again
+            importlib.import_module(name)
+
+
 class Sweep:
     def __init__(self, place: Path, results: Path | None):
         self.place = place
@@ -148,6 +163,7 @@ class Sweep:
         self.log = place / "log"
         self.figures: dict[str, tuple[int, float]] = {}
         finish(*start(lambda: prepare(place), self.log), self.log)
+        import_like(self.run(KINDS[0], place / "imports"), place / "modules", self.log)
         for kind in KINDS:
             _, operations, seconds = finish(*start(self.run(kind, place / kind), self.log), self.log)
             self.figures[kind] = operations, seconds

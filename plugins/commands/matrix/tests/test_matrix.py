@@ -43,15 +43,21 @@ def planned(host: Host) -> tuple[list[Cell], dict[str, str]]:
     return plan_all(host)
 
 
+takes_all_plans = pytest.mark.xdist_group("matrix")
+"""They take ten seconds: once is enough."""
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {kind: make_model(kind, tmp_path_factory.mktemp("models") / kind) for kind in KINDS}
 
 
+@takes_all_plans
 def test_the_docs_have_what_is_printed(planned: Any, host: Host) -> None:
     assert DOCS.read_text() == page(*planned, host), "surogate plugins --matrix > docs/matrix.md"
 
 
+@takes_all_plans
 def test_what_has_to_train_is_accepted_and_full_on_quantised_is_not(planned: Any) -> None:
     """{LoRA, full} × {none, NF4, FP8, NVFP4} × {bf16, fp8_hybrid, nvfp4} × {Llama, Qwen3, Qwen3-MoE}."""
     found = {(c.adapter, c.quantizer, c.recipe, c.kind): c.problems for c in planned[0]}

@@ -19,6 +19,7 @@ from terminal import Mode, Screen
 from surogate_core import testing
 from surogate_core.contracts import LoggerContext
 
+pytestmark = pytest.mark.xdist_group("terminal")  # what is recorded takes half a minute: once is enough
 HERE = Path(__file__).resolve().parent
 SAMPLES = HERE.parents[3] / "docs" / "terminal"
 RECORD = """
