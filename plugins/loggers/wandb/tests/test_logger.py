@@ -191,3 +191,33 @@ def test_building_imports_no_wandb(tmp_path: Path) -> None:
     )
     command = [sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path)]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_steps_are_handed_over_together_and_what_is_none_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    class Run:
+        def log(self, row: dict[str, Any], step: int) -> None:
+            seen.append(step)
+
+        def write_logs(self, line: str) -> None:
+            seen.append(0)
+
+    def step(number: int) -> list[int]:
+        made.log({"kind": "step", "step": number, "loss": 1.0})
+        return seen
+
+    made = logger.build(Options(), context(tmp_path))
+    assert made is not None
+    monkeypatch.setattr(made, "_run", Run())
+    clock = [100.0]
+    monkeypatch.setattr(logger.time, "monotonic", lambda: clock[0])
+    assert step(1) == [1]
+    assert step(2) == step(3) == [1]
+    clock[0] += logger.PAUSE
+    assert step(4) == [1, 2, 3, 4]
+    assert step(5) == [1, 2, 3, 4]
+    made.log({"kind": "checkpoint", "step": 5})
+    assert seen[4:] == [5, 0]
+    assert step(6)[6:] == [6], "wandb keeps row 5 until row 6 begins"
+    assert step(7)[6:] == [6]

@@ -94,7 +94,7 @@ def test_every_logger_holds_the_same_and_a_killed_run_continues_its_curve(
     monkeypatch.setenv("WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL", "0.02")
     log, output, repo = tmp_path / "log.jsonl", tmp_path / "out", tmp_path / "repo"
     process = start(config, tmp_path)
-    while not any(21 in wandb_rows(read_wandb(path)) for path in output.glob("wandb/offline-run-*/run-*.wandb")):
+    while not any(20 in wandb_rows(read_wandb(path)) for path in output.glob("wandb/offline-run-*/run-*.wandb")):
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from attrs import define, field
 from torch import Tensor, nn
 
 from surogate_core.contracts import Context, Site
+from surogate_core.plan.alike import alike
 
 NAME = "apply_rotary_pos_emb"
 AGREE = 1e-5
@@ -77,30 +79,23 @@ def _with(forward: Any, function: Callable[..., Any]) -> types.FunctionType:
 
 
 def _same(theirs: Callable[..., tuple[Tensor, Tensor]]) -> bool:
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
+    generator = torch.Generator().manual_seed(0)
 
-    with torch.enable_grad(), torch.device("cpu"):
-        generator = torch.Generator().manual_seed(0)
-        for width, place in ((16, 1), (16, 2), (8, 1)):  # the last one turns a part of each head
-            shapes = [(2, heads, 3, 16) if place == 1 else (2, 3, heads, 16) for heads in (4, 2)]
-            given = [draw(*shape).requires_grad_() for shape in shapes]
-            angles = draw(2, 3, width), draw(2, 3, width)
-            slopes = [draw(*shape) for shape in shapes]
-            try:
-                out = theirs(*given, *angles, unsqueeze_dim=place)
-                wanted = [*out, *torch.autograd.grad(out, given, slopes)]
-            except (RuntimeError, TypeError, ValueError):
-                if width == 16:
-                    return False
-                continue  # it takes whole heads alone, as this one
-            if width != 16:
-                return False
-            ours = rotate(given[0], given[1], *angles, unsqueeze_dim=place)
-            got = [*ours, *torch.autograd.grad(ours, given, slopes)]
-            if any((a - b).abs().max() > AGREE * b.abs().max() for a, b in zip(got, wanted, strict=True)):
-                return False
-    return True
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, device="cpu")
+
+    for place in (1, 2):
+        shapes = [(2, heads, 3, 16) if place == 1 else (2, 3, heads, 16) for heads in (4, 2)]
+        q, k = (draw(*shape).requires_grad_() for shape in shapes)
+        cos, sin = draw(2, 3, 16), draw(2, 3, 16)
+        given: dict[str, Any] = {"q": q, "k": k, "cos": cos, "sin": sin, "unsqueeze_dim": place}
+        if not alike(partial(theirs, **given), partial(rotate, **given), (q, k), AGREE):
+            return False
+    try:
+        theirs(draw(2, 4, 3, 16), draw(2, 2, 3, 16), draw(2, 3, 8), draw(2, 3, 8))
+    except (RuntimeError, TypeError, ValueError):
+        return True  # it takes whole heads alone, as this one
+    return False
 
 
 class _Turn(torch.autograd.Function):

@@ -19,6 +19,7 @@ from typing import Any
 from surogate_core.contracts import LoggerContext
 from surogate_core.curves import curves
 from surogate_logger_aim.plugin import Options
+from surogate_logger_aim.worker import SIZE
 
 OPENING = 30.0
 """Seconds that the first checkpoint waits for the hash of a run whose repository is still being made."""
@@ -73,7 +74,7 @@ class AimRun:
 
     def _open(self, record: Mapping[str, Any]) -> None:
         command = [sys.executable, "-P", "-m", "surogate_logger_aim.worker"]
-        self._worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pipesize=SIZE)
         opening = {
             "repo": self.repo,
             "experiment": self._options.aim_experiment,

@@ -10,6 +10,8 @@ here it does not, and what is left of a run that was killed is still written. On
 
 The first is answered with ``{"hash": ..., "missing": ...}``, whether there was no run to continue. An error is answered with
 ``{"error": text}``, and is the end. When nothing more can be read the run is closed.
+
+What comes within ``PAUSE`` is written together: one by one, with the training's data in the caches, it takes three times as long.
 """
 
 from __future__ import annotations
@@ -17,10 +19,16 @@ from __future__ import annotations
 import json
 import logging
 import os
+import select
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+PAUSE = 5.0
+"""Seconds."""
+SIZE = 1 << 20
+"""Bytes that wait in the pipe at most (Linux): some 2,000 steps."""
 
 
 def main() -> None:
@@ -43,7 +51,7 @@ def _write(answers: Any) -> None:
         return
     run, missing = _open(aim, opening)
     print(json.dumps({"hash": run.hash, "missing": missing}), file=answers, flush=True)
-    for line in sys.stdin.buffer:
+    for line in _lines(sys.stdin.buffer):
         given = json.loads(line)
         if "curves" in given:
             for name, value in given["curves"].items():
@@ -53,6 +61,17 @@ def _write(answers: Any) -> None:
         else:
             run.log_info(given["line"])
     run.close()
+
+
+def _lines(stream: Any) -> Iterator[bytes]:
+    """Until the other end is closed, which ends a pause. What a killed process did not write to its end is left out."""
+    closed = select.poll()
+    closed.register(stream, 0)
+    rest = b""
+    while chunk := stream.read1(SIZE):
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield from lines
+        closed.poll(1000 * PAUSE)
 
 
 def _open(aim: Any, opening: Mapping[str, Any]) -> tuple[Any, bool]:

@@ -3,6 +3,8 @@
 wandb is imported when the ``run`` record comes, in the thread that feeds this logger: neither the import nor a server that does not
 answer holds up the training. What ``WANDB_*`` says is respected wherever the configuration says nothing. Without a key the
 run is offline, so that nothing prompts.
+
+The steps of ``PAUSE`` are handed over together: one by one, with the training's data in the caches, they take three times as long.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import netrc
 import os
 import secrets
 import string
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +23,10 @@ from urllib.parse import urlsplit
 from surogate_core.contracts import LoggerContext
 from surogate_core.curves import curves
 from surogate_logger_wandb.plugin import Options
+
+PAUSE = 5.0
+"""Seconds that a step waits at most when another one follows it. What is not a step does not wait, nor does the step after it:
+wandb keeps a row until the next one begins, and the row of a checkpoint's step must not be lost with a killed process."""
 
 
 def build(options: Options, context: LoggerContext) -> WandbRun | None:
@@ -37,7 +44,8 @@ class WandbRun:
         self.mode: Literal["offline"] | None = None if "WANDB_MODE" in os.environ or has_key() else "offline"
         self._options, self._context = options, context
         self._run: Any = None
-        self._early: list[Mapping[str, Any]] = []
+        self._waiting: list[Mapping[str, Any]] = []
+        self._handed = -PAUSE
         self._step = context.resumed
         self._failed = True
         if (self.mode or os.environ.get("WANDB_MODE")) == "offline":
@@ -52,24 +60,36 @@ class WandbRun:
         kind = record.get("kind")
         if kind == "run":
             self._start(record)
-        if self._run is None:
-            self._early.append(record)
-            return
-        self._step = record.get("step", self._step)
-        if kind == "ledger":
-            self._run.config.update({"ledger": dict(record)}, allow_val_change=True)
-        elif kind == "end":
-            self._failed = "failed" in record
-            self._run.summary["end"] = dict(record)
-        elif found := curves(record):
-            self._run.log(found, step=self._step)
-        elif kind != "run":
-            self._run.write_logs(json.dumps(record))
+        else:
+            self._waiting.append(record)
+        if self._run is not None and (kind != "step" or time.monotonic() - self._handed >= PAUSE):
+            self._hand_over()
 
     def close(self) -> None:
-        run, self._run = self._run, None
-        if run is not None:
+        if self._run is None:
+            return
+        try:
+            self._hand_over()
+        finally:
+            run, self._run = self._run, None
             run.finish(exit_code=int(self._failed))
+
+    def _hand_over(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        kind = None
+        for record in waiting:
+            kind = record.get("kind")
+            self._step = record.get("step", self._step)
+            if kind == "ledger":
+                self._run.config.update({"ledger": dict(record)}, allow_val_change=True)
+            elif kind == "end":
+                self._failed = "failed" in record
+                self._run.summary["end"] = dict(record)
+            elif found := curves(record):
+                self._run.log(found, step=self._step)
+            else:
+                self._run.write_logs(json.dumps(record))
+        self._handed = time.monotonic() if kind == "step" else -PAUSE
 
     def _start(self, record: Mapping[str, Any]) -> None:
         import wandb
@@ -93,9 +113,6 @@ class WandbRun:
             config={**record.get("config", {}), "run": {key: value for key, value in record.items() if key != "config"}},
             settings=wandb.Settings(reinit="create_new", **unsaid),
         )
-        early, self._early = self._early, []
-        for one in early:
-            self.log(one)
 
 
 def has_key() -> bool:
