@@ -1,4 +1,4 @@
-# Targets: setup, quickstart, test, prove, samples, lint, bench, gpu-check, native, wheels. Each installs what it needs first, into .venv.
+# Targets: setup, quickstart, test, compile, prove, samples, lint, bench, gpu-check, native, wheels. Each installs what it needs first, into .venv.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
@@ -6,7 +6,7 @@ PROJECTS := pyproject.toml $(wildcard libraries/*/pyproject.toml native/*/pyproj
 PACKAGES := surogate_core $(wildcard libraries/*/src/surogate_* native/*/src/surogate_* plugins/*/*/src/surogate_*)
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false DO_NOT_TRACK=1
 
-.PHONY: setup quickstart test prove samples lint bench gpu-check native wheels
+.PHONY: setup quickstart test compile prove samples lint bench gpu-check native wheels
 .NOTPARALLEL:
 
 setup: $(VENV)/installed
@@ -20,6 +20,9 @@ quickstart: setup
 
 test: setup
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -n 2 --dist loadgroup
+
+compile: setup
+	$(OFFLINE) SUROGATE_PROVE=1 $(BIN)/python -m pytest -q native/*/tests/test_gemm.py -k "forward_compiles or data_centres"
 
 prove: setup
 	$(OFFLINE) SUROGATE_PROVE=1 $(BIN)/python -m pytest -v -m prove

@@ -1,4 +1,5 @@
-"""The FP8 products of CUTLASS for Hopper, compiled: one in every run of the tests, the other in `make prove`. They are not run."""
+"""The FP8 products of CUTLASS for Hopper, compiled in `make prove`; the first also in `make compile`, which
+`.ci/run` does. They are not run."""
 
 from __future__ import annotations
 
@@ -23,6 +24,7 @@ def assert_hoppers_product(name: str, pair: str) -> None:
     assert not re.findall(r"\b(?:STL|LDL)\b", code)
 
 
+@pytest.mark.prove("nvcc takes half a minute and 3 GB")
 def test_forward_compiles_to_hoppers_products() -> None:
     assert_hoppers_product("gemm_e4m3_sm90", "E4M3.E4M3")
 

@@ -1,5 +1,5 @@
-"""The block-scaled GEMMs, compiled: one in every run of the tests, the other in `make prove`; and the layout of scales that CUTLASS
-wants, asked on the host. They are not run."""
+"""The block-scaled GEMMs, compiled in `make prove`; the first also in `make compile`, which `.ci/run` does. They are not run. And
+the layout of scales that CUTLASS wants, asked on the host."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ def assert_block_scaled(arch: str, products: str) -> None:
     assert not re.findall(r"\b(?:STL|LDL)\b", code)
 
 
+@pytest.mark.prove("nvcc takes a minute and 6 GB")
 def test_it_compiles_to_the_data_centres_block_scaled_products() -> None:
     """FP4 with a scale for every 16 values (4X), two multiprocessors on a tile (2CTA)."""
     assert_block_scaled("sm_100a", r"UTCOMMA\.2CTA\.4X")

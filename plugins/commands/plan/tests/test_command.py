@@ -41,8 +41,8 @@ def test_what_is_no_size_is_refused(text: str) -> None:
         size_of(text)
 
 
-def test_every_method_is_planned_and_what_is_recommended_can_be_pasted(deep: Path) -> None:
-    done = surogate("plan", "--fit", "24GB", deep, "--sequence-len", "256", "optimizer=adamw")
+def test_every_method_is_planned_and_what_is_recommended_can_be_pasted(tiny: Path) -> None:
+    done = surogate("plan", "--fit", "24GB", tiny, "--sequence-len", "256", "optimizer=adamw")
     assert done.exit_code == 0, done.output
     table = rows_of(done.stdout)
     names = ["full", "LoRA", "QLoRA, qlora_bnb", "QLoRA, qlora_fp8", "QLoRA, qlora_fp4"]
@@ -92,11 +92,11 @@ def test_what_does_not_fit_is_refused_with_the_cheapest_changes_and_they_do(deep
     assert lower.total <= float(size)
 
 
-def test_offloading_is_advised_before_other_weights_are_trained(deep: Path, tmp_path: Path) -> None:
+def test_offloading_is_advised_before_other_weights_are_trained(tiny: Path, tmp_path: Path) -> None:
     """Where all that costs less is not enough; not on a CPU, where the host's memory is the device's."""
     path = tmp_path / "config.toml"
     keys = ["sequence_len = 64", "lora = false", 'optimizer = "adamw_8bit"', "recompute = true", "per_device_train_batch_size = 1"]
-    path.write_text("\n".join([f'model = "{deep}"', *keys]))
+    path.write_text("\n".join([f'model = "{tiny}"', *keys]))
     host = load_host()
     chunks = [("lmhead_chunks", 8), ("attn_bwd_chunks", 8)]
     size = (planned(path, host, chunks, "cuda").total + planned(path, host, list(OFFLOADS.items()), "cuda").total) / 2
@@ -108,11 +108,11 @@ def test_offloading_is_advised_before_other_weights_are_trained(deep: Path, tmp_
     assert not advised.keys() & OFFLOADS.keys()
 
 
-def test_a_plan_that_the_device_cannot_hold_is_refused(deep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_that_the_device_cannot_hold_is_refused(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, data = tmp_path / "config.toml", tmp_path / "text.txt"
     data.write_text("Some text. " * 50)
     keys = ["lora = false", "sequence_len = 256", "recompute = false", "per_device_train_batch_size = 4"]
-    path.write_text("\n".join([f'model = "{deep}"', *keys, "[[datasets]]", f'path = "{data}"', 'type = "text"']))
+    path.write_text("\n".join([f'model = "{tiny}"', *keys, "[[datasets]]", f'path = "{data}"', 'type = "text"']))
     monkeypatch.setattr(command, "memory_of", lambda device: 1e12)
     assert surogate("plan", path).exit_code == 0
     monkeypatch.setattr(command, "memory_of", lambda device: 1e6)

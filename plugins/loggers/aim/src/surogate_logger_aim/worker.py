@@ -11,7 +11,8 @@ here it does not, and what is left of a run that was killed is still written. On
 The first is answered with ``{"hash": ..., "missing": ...}``, whether there was no run to continue. An error is answered with
 ``{"error": text}``, and is the end. When nothing more can be read the run is closed.
 
-What comes within ``PAUSE`` is written together: one by one, with the training's data in the caches, it takes three times as long.
+What comes within ``PAUSE`` is written together: one by one, with the training's data in the caches, it takes half as long
+again.
 """
 
 from __future__ import annotations
